@@ -1,0 +1,154 @@
+//! Adam (Kingma & Ba 2015) with clipping by global norm, as an ascent on Σ a_b log π(x_b).
+
+use crate::backend::{Backend, Cpu};
+use crate::error::{Error, Result};
+
+/// Step size, decay rates and clipping of one update.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct AdamOptions {
+    /// Step size α.
+    pub learning_rate: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub epsilon: f32,
+    /// The gradient is scaled down to this global Euclidean norm; infinite for no clipping.
+    pub clip: f32,
+}
+
+impl Default for AdamOptions {
+    fn default() -> Self {
+        AdamOptions { learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, clip: f32::INFINITY }
+    }
+}
+
+impl AdamOptions {
+    /// # Errors
+    /// A rate, decay or clip outside its range, NaN included.
+    pub fn check(&self) -> Result<()> {
+        let positive = |what: &str, value: f32| {
+            if value > 0.0 { Ok(()) } else { Err(Error::argument(what, "a positive number", value)) }
+        };
+        let decay = |what: &str, value: f32| {
+            if (0.0..1.0).contains(&value) { Ok(()) } else { Err(Error::argument(what, "a number in [0, 1)", value)) }
+        };
+        positive("learning rate", self.learning_rate)?;
+        if !self.learning_rate.is_finite() {
+            return Err(Error::argument("learning rate", "a finite number", self.learning_rate));
+        }
+        decay("Adam beta1", self.beta1)?;
+        decay("Adam beta2", self.beta2)?;
+        positive("Adam epsilon", self.epsilon)?;
+        positive("gradient clip", self.clip)
+    }
+}
+
+/// First and second moments of one parameter vector, and the number of steps taken.
+pub struct AdamState<B: Backend> {
+    /// First moments.
+    pub first: B::Buffer<f32>,
+    /// Second moments.
+    pub second: B::Buffer<f32>,
+    /// Steps taken.
+    pub steps: u64,
+}
+
+impl<B: Backend> AdamState<B> {
+    /// Zero moments for `len` parameters.
+    pub fn new(backend: &B, len: usize) -> Result<Self> {
+        Ok(AdamState {
+            first: backend.zeros(len, "Adam moments")?,
+            second: backend.zeros(len, "Adam moments")?,
+            steps: 0,
+        })
+    }
+}
+
+/// The kernel of this stage.
+pub trait AdamKernel {
+    /// One ascent step on `parameters` (`[N]`) along `gradient` (`[N]`), fused over all of them.
+    ///
+    /// # Errors
+    /// A gradient norm that is not finite: nothing is changed then.
+    fn adam(
+        &self,
+        options: &AdamOptions,
+        state: &mut AdamState<Self>,
+        gradient: Self::View<'_, f32>,
+        parameters: Self::ViewMut<'_, f32>,
+    ) -> Result<()>
+    where
+        Self: Backend;
+}
+
+/// Euclidean norm in f64, over fixed blocks folded in order.
+pub fn norm(values: &[f32]) -> f64 {
+    const BLOCK: usize = 4096;
+    let block = |part: &[f32]| part.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
+    values.chunks(BLOCK).map(block).sum::<f64>().sqrt()
+}
+
+impl AdamKernel for Cpu {
+    fn adam(
+        &self,
+        options: &AdamOptions,
+        state: &mut AdamState<Cpu>,
+        gradient: &[f32],
+        parameters: &mut [f32],
+    ) -> Result<()> {
+        let norm = norm(gradient);
+        if !norm.is_finite() {
+            return Err(Error::not_a_number("gradient", format!("global norm {norm}")));
+        }
+        state.steps += 1;
+        let scale = if norm > f64::from(options.clip) { (f64::from(options.clip) / norm) as f32 } else { 1.0 };
+        // α·m̂/(√v̂ + ε) with both bias corrections in two scalars.
+        let correction1 = 1.0 - f64::from(options.beta1).powf(state.steps as f64);
+        let correction2 = 1.0 - f64::from(options.beta2).powf(state.steps as f64);
+        let rate = (f64::from(options.learning_rate) / correction1) as f32;
+        let inverse_root2 = (1.0 / correction2.sqrt()) as f32;
+        let moments = state.first.iter_mut().zip(&mut state.second);
+        for ((parameter, &g), (m, v)) in parameters.iter_mut().zip(gradient).zip(moments) {
+            let g = g * scale;
+            *m = options.beta1 * *m + (1.0 - options.beta1) * g;
+            *v = options.beta2 * *v + (1.0 - options.beta2) * g * g;
+            *parameter += rate * *m / (v.sqrt() * inverse_root2 + options.epsilon);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_step_moves_by_the_rate_along_the_sign() {
+        let options = AdamOptions { learning_rate: 0.1, ..Default::default() };
+        let mut state = AdamState::new(&Cpu, 2).unwrap();
+        let mut parameters = vec![1.0, 1.0];
+        Cpu.adam(&options, &mut state, &[3.0, -0.01], &mut parameters).unwrap();
+        assert!((parameters[0] - 1.1).abs() < 1e-5 && (parameters[1] - 0.9).abs() < 1e-4, "{parameters:?}");
+    }
+
+    #[test]
+    fn clipping_scales_all_alike_and_nan_changes_nothing() {
+        let options = AdamOptions { clip: 1.0, ..Default::default() };
+        let mut state = AdamState::new(&Cpu, 2).unwrap();
+        let mut parameters = vec![0.0, 0.0];
+        Cpu.adam(&options, &mut state, &[30.0, 40.0], &mut parameters).unwrap();
+        assert!((state.first[0] - 0.06).abs() < 1e-6 && (state.first[1] - 0.08).abs() < 1e-6);
+        let before = parameters.clone();
+        assert!(Cpu.adam(&options, &mut state, &[f32::NAN, 0.0], &mut parameters).is_err());
+        assert_eq!((parameters, state.steps), (before, 1));
+    }
+
+    #[test]
+    fn bad_options_are_errors() {
+        for bad in [f32::NAN, 0.0, -1.0, f32::INFINITY] {
+            assert!(AdamOptions { learning_rate: bad, ..Default::default() }.check().is_err());
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Where work runs. A [`Backend`] owns buffers and runs the stages' kernels; buffers are associated types, so that
+//! mixing host and device memory is a compile error.
+
+use crate::adam::AdamKernel;
+use crate::error::{Error, Result};
+use crate::features::FeatureKernel;
+use crate::potential::PotentialKernel;
+use crate::weights::WeightKernel;
+
+mod cpu;
+pub mod simd;
+pub use cpu::Cpu;
+
+/// A plain value that may live in a backend's buffer.
+pub trait Element: bytemuck::Pod + Default + PartialEq + Send + Sync + std::fmt::Debug {}
+impl Element for f32 {}
+impl Element for f64 {}
+impl Element for u32 {}
+impl Element for i32 {}
+impl Element for u16 {}
+impl Element for u64 {}
+
+/// A place where the stages run: each stage's kernel trait, over this backend's buffers.
+pub trait Backend:
+    FeatureKernel + PotentialKernel + WeightKernel + AdamKernel + Clone + std::fmt::Debug + Send + Sync + Sized + 'static
+{
+    /// Memory owned by the backend.
+    type Buffer<T: Element>: Send + Sync;
+    /// A borrowed range of such memory.
+    type View<'a, T: Element>: Copy + Send + Sync;
+    /// A borrowed range of such memory, to be written.
+    type ViewMut<'a, T: Element>: Send;
+
+    /// A buffer of `len` zeros; `what` names it in the error.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    fn zeros<T: Element>(&self, len: usize, what: &str) -> Result<Self::Buffer<T>>;
+
+    /// Number of elements of a buffer.
+    fn len<T: Element>(buffer: &Self::Buffer<T>) -> usize;
+
+    /// The first `len` elements. Panics where the buffer is shorter: callers size their buffers.
+    fn view<T: Element>(buffer: &Self::Buffer<T>, len: usize) -> Self::View<'_, T>;
+
+    /// The first `len` elements, to be written. Panics where the buffer is shorter.
+    fn view_mut<T: Element>(buffer: &mut Self::Buffer<T>, len: usize) -> Self::ViewMut<'_, T>;
+
+    /// Number of elements of a view.
+    fn view_len<T: Element>(view: &Self::View<'_, T>) -> usize;
+
+    /// Number of elements of a mutable view.
+    fn view_mut_len<T: Element>(view: &Self::ViewMut<'_, T>) -> usize;
+
+    /// Copies host values to the front of `to`.
+    fn upload<T: Element>(&self, from: &[T], to: &mut Self::Buffer<T>) -> Result<()>;
+
+    /// Copies the front of `from` to the host; waits for the work that writes it.
+    fn download<T: Element>(&self, from: &Self::Buffer<T>, to: &mut [T]) -> Result<()>;
+}
+
+/// The user's choice at the edge of a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Device {
+    /// The rayon backend.
+    Cpu,
+    /// A GPU by its ordinal; needs a build with GPU kernels.
+    Cuda(usize),
+}
+
+impl Device {
+    /// The best device of this build and machine. Today's builds hold no GPU kernels, so it is the CPU.
+    pub fn auto() -> Self {
+        Device::Cpu
+    }
+
+    /// The CPU backend.
+    ///
+    /// # Errors
+    /// A GPU was asked of a build that has no GPU kernels: never a silent fallback.
+    pub fn open(self) -> Result<Cpu> {
+        match self {
+            Device::Cpu => Ok(Cpu),
+            Device::Cuda(ordinal) => Err(Error::argument(
+                "device",
+                "cpu or auto (this build holds no GPU kernels)",
+                format!("cuda:{ordinal}"),
+            )),
+        }
+    }
+}
+
+impl std::str::FromStr for Device {
+    type Err = Error;
+
+    /// `auto`, `cpu` or `cuda:N`.
+    fn from_str(text: &str) -> Result<Self> {
+        match (text, text.strip_prefix("cuda:").map(str::parse)) {
+            ("auto", _) => Ok(Device::auto()),
+            ("cpu", _) => Ok(Device::Cpu),
+            (_, Some(Ok(ordinal))) => Ok(Device::Cuda(ordinal)),
+            _ => Err(Error::argument("device", "auto, cpu or cuda:N", text)),
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! SIMD, chosen at run time.

@@ -1,0 +1,16 @@
+//! Fit sequence-level energy-based models over autoregressive bases, and train policies to them.
+#![deny(missing_docs)]
+
+pub mod adam;
+pub mod backend;
+pub mod checkpoint;
+mod error;
+pub mod exact;
+pub mod features;
+pub mod models;
+pub mod potential;
+pub mod rng;
+pub mod tokens;
+pub mod weights;
+
+pub use error::{Error, Result};

@@ -1,0 +1,152 @@
+//! Autoregressive models, by what they can do: [`Scorer`] ⊂ [`Sampler`] ⊂ [`Policy`].
+//!
+//! Base, proposal and policy may be of different types; a frozen base need only score. Methods take `&mut self`
+//! because a model owns the workspace of its passes, so that no step allocates; a score never changes a parameter.
+
+use std::path::Path;
+
+use crate::adam::AdamOptions;
+use crate::backend::Backend;
+use crate::error::{Error, Result, expect_len};
+use crate::exact::Guide;
+use crate::rng::Draw;
+use crate::tokens::{Batch, Space, Token};
+
+mod markov;
+
+pub use markov::Markov;
+
+/// A model that gives the log-probability of given sequences.
+pub trait Scorer<B: Backend> {
+    /// The space of sequences it is normalised over.
+    fn space(&self) -> Space;
+
+    /// Writes log π(x) in nats for each row of `batch` to `log_probs` (`[rows]`), each ≤ 0.
+    ///
+    /// A row's value does not depend on the rows around it.
+    ///
+    /// # Errors
+    /// Another space, another number of rows. An empty batch is a no-op.
+    fn score(&mut self, batch: &Batch<B>, log_probs: B::ViewMut<'_, f64>) -> Result<()>;
+}
+
+/// A model that also draws sequences.
+pub trait Sampler<B: Backend>: Scorer<B> {
+    /// Fills `batch` to its capacity with sequences drawn by inverse CDF from the uniforms of `draw`.
+    ///
+    /// With a `guide`, step t draws from q_t(c) ∝ π_t(c)·h(state after c, tokens left). `log_q` (`[capacity]`)
+    /// receives the log-prob of the distribution actually drawn from, `log_model` the model's own log π(x), both from
+    /// this pass; without a guide they are equal.
+    ///
+    /// # Errors
+    /// Another space (of the batch or the guide), another length of an output. Nothing is written then.
+    fn sample(
+        &mut self,
+        draw: Draw,
+        guide: Option<&Guide<B>>,
+        batch: &mut Batch<B>,
+        log_q: B::ViewMut<'_, f64>,
+        log_model: B::ViewMut<'_, f64>,
+    ) -> Result<()>;
+}
+
+/// How the coefficient a_b of Σ_b a_b ∇log π(x_b) arises from the given weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Weighting {
+    /// a_b is the given weight; rows of weight 0 are skipped, and their log π is reported as NaN.
+    Given,
+    /// a_b = weight − scale·π(x_b)/q(x_b): the Ẑ·π/q baseline, needing the whole sequence's log π first.
+    Baseline,
+}
+
+/// The coefficients of a weighted gradient.
+pub struct Coefficients<'a, B: Backend> {
+    /// The kind.
+    pub weighting: Weighting,
+    /// One weight per row, `[rows]`; a constant of the step, no gradient flows through it.
+    pub weights: B::View<'a, f32>,
+    /// log q per row, `[rows]`; read by [`Weighting::Baseline`] only.
+    pub log_q: Option<B::View<'a, f64>>,
+    /// The factor of π/q; read by [`Weighting::Baseline`] only.
+    pub scale: f32,
+    /// Where dropout masks are drawn from; `None` leaves dropout out (everywhere but in maximum likelihood).
+    pub dropout: Option<Draw>,
+}
+
+/// A trainable model.
+pub trait Policy<B: Backend>: Sampler<B> + Clone + Send {
+    /// Replaces the stored gradient by Σ_b a_b ∇log π(x_b), and writes log π(x_b) to `log_probs` (`[rows]`) from the
+    /// same pass. Summed over fixed chunks of sequences folded in order: the same bits for any thread count.
+    ///
+    /// # Errors
+    /// Another space, another length, a NaN weight (which names the row). An empty batch gives a zero gradient.
+    fn gradient(
+        &mut self,
+        batch: &Batch<B>,
+        coefficients: &Coefficients<'_, B>,
+        log_probs: B::ViewMut<'_, f64>,
+    ) -> Result<()>;
+
+    /// One Adam step *up* the stored gradient.
+    ///
+    /// # Errors
+    /// A gradient that is not finite: [`crate::Error::NotANumber`], parameters unchanged.
+    fn update(&mut self, adam: &AdamOptions) -> Result<()>;
+
+    /// Copies the parameters of `from` (q ← π) into this model's own memory, without allocating.
+    ///
+    /// # Errors
+    /// Another shape.
+    fn copy_from(&mut self, from: &Self) -> Result<()>;
+
+    /// Writes the parameters as safetensors: to a temporary file, synced, then renamed.
+    fn save(&self, path: &Path) -> Result<()>;
+}
+
+/// `Ok` where a batch belongs to a model's space.
+pub(crate) fn check_batch(model: Space, batch: Space) -> Result<()> {
+    if model == batch {
+        Ok(())
+    } else {
+        Err(Error::argument("space of the batch", format!("{model:?}"), format!("{batch:?}")))
+    }
+}
+
+/// The checks of [`Sampler::sample`], for all backends; `log_q` and `log_model` are the outputs' lengths.
+pub(crate) fn check_sample<B: Backend>(
+    space: Space,
+    guide: Option<&Guide<B>>,
+    batch: &Batch<B>,
+    log_q: usize,
+    log_model: usize,
+) -> Result<()> {
+    check_batch(space, batch.space)?;
+    if let Some(guide) = guide {
+        check_batch(space, guide.space)?;
+    }
+    expect_len("log q", batch.capacity(), log_q)?;
+    expect_len("log-probs of the model", batch.capacity(), log_model)
+}
+
+/// Draws a token from the log-softmax of `logits(0..vocab)` by inverse CDF: the first whose cumulated probability
+/// exceeds `uniform`. Returns it with its log-probability. A logit of −∞ is never drawn.
+#[inline]
+pub(crate) fn draw_token(uniform: f32, vocab: usize, logits: impl Fn(usize) -> f32) -> (Token, f64) {
+    let max = (0..vocab).map(&logits).fold(f32::NEG_INFINITY, f32::max);
+    let weight = |token: usize| (f64::from(logits(token)) - f64::from(max)).exp();
+    let total: f64 = (0..vocab).map(weight).sum();
+    let threshold = f64::from(uniform) * total;
+    let (mut cumulated, mut drawn) = (0.0, 0);
+    for token in 0..vocab {
+        let weight = weight(token);
+        if weight > 0.0 {
+            drawn = token;
+            cumulated += weight;
+            if cumulated > threshold {
+                break;
+            }
+        }
+    }
+    (drawn as Token, (f64::from(logits(drawn)) - f64::from(max) - total.ln()).min(0.0))
+}

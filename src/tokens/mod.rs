@@ -1,0 +1,199 @@
+//! Tokens: the space of sequences, batches of them, vocabularies and lines files.
+//!
+//! A sequence is a string of content tokens ended by EOS, or one cut at the longest length; the cut ones are members
+//! of the space in their own right, so that Σₓ π(x) = 1. BOS and PAD never occur inside a sequence.
+
+use crate::backend::{Backend, Cpu};
+use crate::error::{Error, Result};
+
+mod vocab;
+pub use vocab::{Lines, Unit, Vocab};
+
+/// A token id, an index into the vocabulary.
+pub type Token = u32;
+
+/// The space of sequences over a vocabulary: which ids exist, what three of them mean, and the longest length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Space {
+    /// Number of ids, the three special ones included (V).
+    pub vocab: u32,
+    /// What a model reads before the first token; never emitted.
+    pub bos: Token,
+    /// Ends a sequence; counts in log-probs.
+    pub eos: Token,
+    /// Fills the rest of a row; never emitted.
+    pub pad: Token,
+    /// The largest number of tokens of a sequence, EOS included (T). A sequence of this many tokens without EOS is cut.
+    pub longest: u32,
+}
+
+impl Space {
+    /// A space of `symbols` content tokens with ids 0..symbols, then BOS, EOS and PAD.
+    ///
+    /// # Errors
+    /// No symbols, or `longest` of zero.
+    pub fn new(symbols: u32, longest: u32) -> Result<Self> {
+        if symbols == 0 || symbols > u32::MAX - 3 {
+            return Err(Error::argument("number of symbols", "1 or more", symbols));
+        }
+        if longest == 0 {
+            return Err(Error::argument("longest sequence", "1 token or more", longest));
+        }
+        Ok(Space { vocab: symbols + 3, bos: symbols, eos: symbols + 1, pad: symbols + 2, longest })
+    }
+
+    /// Whether `token` may stand inside a sequence before its end.
+    #[inline]
+    pub fn is_content(&self, token: Token) -> bool {
+        token < self.vocab && token != self.bos && token != self.eos && token != self.pad
+    }
+
+    /// Whether a model may emit `token`: content or EOS.
+    #[inline]
+    pub fn is_output(&self, token: Token) -> bool {
+        token < self.vocab && token != self.bos && token != self.pad
+    }
+
+    /// `Ok` where `sequence` is a member of the space.
+    pub fn check(&self, sequence: &[Token]) -> Result<()> {
+        let longest = self.longest as usize;
+        if sequence.is_empty() || sequence.len() > longest {
+            return Err(Error::argument("sequence length", format!("1 to {longest} tokens"), sequence.len()));
+        }
+        let (last, body) = sequence.split_last().expect("not empty");
+        if let Some(at) = body.iter().position(|&t| !self.is_content(t)) {
+            let expected = format!("a content token below {} at position {at}", self.vocab);
+            return Err(Error::argument("sequence", expected, body[at]));
+        }
+        let cut = sequence.len() == longest && self.is_content(*last);
+        if *last != self.eos && !cut {
+            let expected = format!("EOS ({}) at the end of a sequence shorter than {longest}", self.eos);
+            return Err(Error::argument("sequence", expected, last));
+        }
+        Ok(())
+    }
+}
+
+/// A ragged batch: `rows` sequences, row-major with a stride of `space.longest` tokens, the rest of a row PAD.
+pub struct Batch<B: Backend = Cpu> {
+    /// The space all rows belong to.
+    pub space: Space,
+    /// Number of rows in use.
+    pub rows: usize,
+    /// Tokens, `[capacity, space.longest]`.
+    pub tokens: B::Buffer<Token>,
+    /// Lengths in tokens, EOS included, `[capacity]`.
+    pub lengths: B::Buffer<u32>,
+}
+
+impl<B: Backend> Batch<B> {
+    /// Room for `capacity` sequences, none in use.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] where the room cannot be had.
+    pub fn with_capacity(backend: &B, space: Space, capacity: usize) -> Result<Self> {
+        let tokens = capacity.checked_mul(space.longest as usize).ok_or_else(|| Error::OutOfMemory {
+            what: "token batch".into(),
+            bytes: capacity as u128 * u128::from(space.longest) * 4,
+        })?;
+        Ok(Batch {
+            space,
+            rows: 0,
+            tokens: backend.zeros(tokens, "token batch")?,
+            lengths: backend.zeros(capacity, "token batch lengths")?,
+        })
+    }
+
+    /// How many sequences fit.
+    pub fn capacity(&self) -> usize {
+        B::len(&self.lengths)
+    }
+}
+
+impl Batch<Cpu> {
+    /// A batch of the given sequences, each checked to be a member of `space`.
+    pub fn from_sequences<S: AsRef<[Token]>>(space: Space, sequences: &[S]) -> Result<Self> {
+        let mut batch = Batch::with_capacity(&Cpu, space, sequences.len())?;
+        for sequence in sequences {
+            batch.push(sequence.as_ref())?;
+        }
+        Ok(batch)
+    }
+
+    /// Appends a sequence.
+    ///
+    /// # Errors
+    /// The sequence is no member of the space, or the batch is full; the batch is then unchanged.
+    pub fn push(&mut self, sequence: &[Token]) -> Result<()> {
+        self.space.check(sequence)?;
+        if self.rows == self.capacity() {
+            return Err(Error::argument("batch", format!("at most {} sequences", self.rows), self.rows + 1));
+        }
+        self.rows += 1;
+        self.set(self.rows - 1, sequence);
+        Ok(())
+    }
+
+    /// Sequence `row`, EOS included.
+    #[inline]
+    pub fn sequence(&self, row: usize) -> &[Token] {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        let stride = self.space.longest as usize;
+        &self.tokens[row * stride..row * stride + self.lengths[row] as usize]
+    }
+
+    /// Sequence `row` without its EOS.
+    #[inline]
+    pub fn content(&self, row: usize) -> &[Token] {
+        let sequence = self.sequence(row);
+        if self.is_cut(row) { sequence } else { &sequence[..sequence.len() - 1] }
+    }
+
+    /// Whether `row` was cut at the longest length: it has no EOS.
+    #[inline]
+    pub fn is_cut(&self, row: usize) -> bool {
+        self.sequence(row).last() != Some(&self.space.eos)
+    }
+
+    /// All sequences in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &[Token]> {
+        (0..self.rows).map(|row| self.sequence(row))
+    }
+
+    /// Replaces the contents by rows `rows` of `from`, in that order.
+    ///
+    /// # Errors
+    /// Another space, or more rows than fit.
+    pub fn gather(&mut self, from: &Batch, rows: &[u32]) -> Result<()> {
+        if self.space != from.space {
+            return Err(Error::argument("batch space", format!("{:?}", self.space), format!("{:?}", from.space)));
+        }
+        if rows.len() > self.capacity() {
+            return Err(Error::argument("batch", format!("at most {} sequences", self.capacity()), rows.len()));
+        }
+        self.rows = rows.len();
+        for (to, &row) in rows.iter().enumerate() {
+            self.set(to, from.sequence(row as usize));
+        }
+        Ok(())
+    }
+
+    /// Number of tokens over all rows, EOS included.
+    pub fn total_tokens(&self) -> usize {
+        self.lengths[..self.rows].iter().map(|&n| n as usize).sum()
+    }
+
+    fn set(&mut self, row: usize, sequence: &[Token]) {
+        let stride = self.space.longest as usize;
+        let slot = &mut self.tokens[row * stride..(row + 1) * stride];
+        slot[..sequence.len()].copy_from_slice(sequence);
+        slot[sequence.len()..].fill(self.space.pad);
+        self.lengths[row] = sequence.len() as u32;
+    }
+}
+
+impl Clone for Batch<Cpu> {
+    fn clone(&self) -> Self {
+        Batch { space: self.space, rows: self.rows, tokens: self.tokens.clone(), lengths: self.lengths.clone() }
+    }
+}
