@@ -8,6 +8,7 @@ use crate::potential::PotentialKernel;
 use crate::weights::WeightKernel;
 
 mod cpu;
+pub(crate) mod product;
 pub mod simd;
 pub use cpu::Cpu;
 

@@ -6,14 +6,16 @@
 use std::path::Path;
 
 use crate::adam::AdamOptions;
-use crate::backend::Backend;
+use crate::backend::{Backend, Cpu};
 use crate::error::{Error, Result, expect_len};
 use crate::exact::Guide;
 use crate::rng::Draw;
 use crate::tokens::{Batch, Space, Token};
 
+mod lstm;
 mod markov;
 
+pub use lstm::{Lstm, LstmShape};
 pub use markov::Markov;
 
 /// A model that gives the log-probability of given sequences.
@@ -72,6 +74,31 @@ pub struct Coefficients<'a, B: Backend> {
     pub scale: f32,
     /// Where dropout masks are drawn from; `None` leaves dropout out (everywhere but in maximum likelihood).
     pub dropout: Option<Draw>,
+}
+
+impl Coefficients<'_, Cpu> {
+    /// Checks the lengths, and that no weight is NaN or infinite.
+    pub(crate) fn check(&self, rows: usize, log_probs: usize) -> Result<()> {
+        expect_len("weights", rows, self.weights.len())?;
+        expect_len("log-probs", rows, log_probs)?;
+        if let Some(row) = self.weights.iter().position(|weight| !weight.is_finite()) {
+            return Err(Error::not_a_number("weight", format!("row {row}: {}", self.weights[row])));
+        }
+        match (self.weighting, self.log_q) {
+            (Weighting::Baseline, None) => Err(Error::argument("log q", "one value per row for a baseline", "none")),
+            (Weighting::Baseline, Some(log_q)) => expect_len("log q", rows, log_q.len()),
+            (Weighting::Given, _) => Ok(()),
+        }
+    }
+
+    /// a_b of row `row`, whose finished log π is `log_prob`.
+    #[inline]
+    pub(crate) fn of(&self, row: usize, log_prob: f64) -> f32 {
+        match (self.weighting, self.log_q) {
+            (Weighting::Baseline, Some(log_q)) => self.weights[row] - self.scale * (log_prob - log_q[row]).exp() as f32,
+            _ => self.weights[row],
+        }
+    }
 }
 
 /// A trainable model.

@@ -142,6 +142,12 @@ impl Batch<Cpu> {
         &self.tokens[row * stride..row * stride + self.lengths[row] as usize]
     }
 
+    /// Token `at` of sequence `row`.
+    #[inline]
+    pub fn token(&self, row: usize, at: usize) -> Token {
+        self.tokens[row * self.space.longest as usize + at]
+    }
+
     /// Sequence `row` without its EOS.
     #[inline]
     pub fn content(&self, row: usize) -> &[Token] {

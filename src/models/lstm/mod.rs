@@ -1,0 +1,336 @@
+//! An LSTM over tokens on the CPU: layers of one size, the first fed by one-hot tokens, a linear head.
+//!
+//! Work goes in chunks of 48 sequences, the longest first; a chunk's step is a few matrix products with the cell
+//! update fused behind them. Values do not depend on the chunk around a sequence, nor on the number of threads.
+//!
+//! Memory, in values of 4 bytes, for N parameters (padding included), L layers, U = hidden padded to 16, T tokens and
+//! W threads at work: parameters, transposes, gradient and two Adam moments ≤ 5N; partial gradients ≤ 16N; activations
+//! W·48·T·(6·L·U + V). Training holds no more than this beside its batch of tokens.
+
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use self::gradient::Weighted;
+use self::layout::Layout;
+use self::network::{CHUNK, Network, Samples};
+use self::workspace::Pool;
+use super::{Coefficients, Policy, Sampler, Scorer, Weighting, check_batch, check_sample};
+use crate::adam::{AdamKernel, AdamOptions, AdamState};
+use crate::backend::Cpu;
+use crate::error::{Error, Result, expect_len};
+use crate::exact::Guide;
+use crate::rng::{Draw, Purpose, to_unit};
+use crate::tokens::{Batch, Space};
+
+mod cell;
+mod gradient;
+mod head;
+mod layout;
+mod network;
+mod workspace;
+
+/// Partial gradients of a step: each adds up one run of chunks, and they are folded in order.
+const PARTIALS: usize = 16;
+
+/// The size of an [`Lstm`].
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct LstmShape {
+    /// Number of layers, 1 or more.
+    pub layers: usize,
+    /// Units per layer, 1 or more.
+    pub hidden: usize,
+    /// Share of units dropped behind each layer, in [0, 1); in maximum likelihood only.
+    pub dropout: f32,
+}
+
+impl LstmShape {
+    /// Bytes of one set of parameters over `space`, or `None` beyond all memory.
+    fn bytes(&self, space: Space) -> Option<u128> {
+        let (hidden, layers, vocab) = (self.hidden as u128, self.layers as u128, u128::from(space.vocab));
+        let gates = hidden.checked_mul(4)?;
+        let recurrent = layers.checked_mul(2)?.checked_sub(1)?.checked_mul(hidden)?.checked_mul(gates)?;
+        recurrent.checked_add((vocab + layers).checked_mul(gates)?)?.checked_add(hidden * vocab)?.checked_mul(4)
+    }
+
+    fn check(&self, space: Space) -> Result<()> {
+        if self.layers == 0 {
+            return Err(Error::argument("LSTM layers", "1 or more", 0));
+        }
+        if self.hidden == 0 {
+            return Err(Error::argument("LSTM hidden units", "1 or more", 0));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(Error::argument("LSTM dropout", "a share in [0, 1)", self.dropout));
+        }
+        // Parameters, transposes, gradient, moments and partial gradients together must be addressable.
+        match self.bytes(space) {
+            Some(bytes) if bytes <= isize::MAX as u128 / 64 => Ok(()),
+            bytes => Err(Error::OutOfMemory { what: "LSTM parameters".into(), bytes: bytes.unwrap_or(u128::MAX) }),
+        }
+    }
+}
+
+/// A trainable LSTM: scorer, sampler and policy.
+pub struct Lstm {
+    shape: LstmShape,
+    network: Network,
+    adam: AdamState<Cpu>,
+    gradient: Vec<f32>,
+    partials: Vec<Vec<f32>>,
+    /// Rows at work, longest first, and their log-probs in that order.
+    order: Vec<u32>,
+    sorted: Vec<f64>,
+    starts: Vec<u32>,
+    scoring: Pool,
+    training: Pool,
+}
+
+impl Lstm {
+    /// A fresh network: all parameters uniform in ±1/√hidden, forget gates 1 higher (Jozefowicz et al. 2015), from
+    /// `seed`.
+    ///
+    /// # Errors
+    /// A shape of zero or beyond all memory, a dropout outside [0, 1).
+    pub fn new(space: Space, shape: LstmShape, seed: u64) -> Result<Self> {
+        let mut lstm = Lstm::zero(space, shape)?;
+        let (draw, bound) = (Draw::new(seed, Purpose::Init), (shape.hidden as f32).sqrt().recip());
+        let hidden = shape.hidden;
+        for (tensor, (name, _, indices)) in lstm.network.layout.tensors().iter().enumerate() {
+            for (at, &index) in indices.iter().enumerate() {
+                let unit = to_unit(draw.words(at as u64 / 4, tensor as u32, 0)[at % 4]);
+                let forget = (name == "lstm.0.input" || name.ends_with("bias")) && name != "head.bias";
+                let raise = if forget && (at / hidden) % 4 == 1 { 1.0 } else { 0.0 };
+                lstm.network.parameters[index] = (2.0 * unit - 1.0) * bound + raise;
+            }
+        }
+        lstm.refresh();
+        Ok(lstm)
+    }
+
+    fn zero(space: Space, shape: LstmShape) -> Result<Self> {
+        shape.check(space)?;
+        let layout = Layout { layers: shape.layers, hidden: shape.hidden, vocab: space.vocab as usize };
+        // Asks for the parameters' memory in the way that can fail before the plain vectors are made.
+        drop(crate::backend::Backend::zeros::<f32>(&Cpu, layout.len().saturating_mul(5), "LSTM parameters")?);
+        Ok(Lstm {
+            shape,
+            network: Network::new(space, layout, shape.dropout),
+            adam: AdamState::new(&Cpu, layout.len())?,
+            gradient: vec![0.0; layout.len()],
+            partials: Vec::new(),
+            order: Vec::new(),
+            sorted: Vec::new(),
+            starts: Vec::new(),
+            scoring: Pool::new(layout, None),
+            training: Pool::new(layout, Some(space.longest as usize)),
+        })
+    }
+
+    /// The network's size.
+    pub fn shape(&self) -> LstmShape {
+        self.shape
+    }
+
+    /// The parameters by name: (name, shape, values in row-major order). `lstm.0.input` `[V, 4, H]` is the one-hot
+    /// input's table with the bias in it; `lstm.l.input` `[H, 4, H]`, `lstm.l.bias` `[4, H]` (l ≥ 1);
+    /// `lstm.l.recurrent` `[H, 4, H]`; `head.weight` `[H, V]`; `head.bias` `[V]`. Gates in the order i, f, g, o.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+        self.named(&self.network.parameters)
+    }
+
+    /// The stored gradient, named as [`Lstm::tensors`].
+    pub fn gradients(&self) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+        self.named(&self.gradient)
+    }
+
+    fn named(&self, flat: &[f32]) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+        let tensors = self.network.layout.tensors().into_iter();
+        tensors.map(|(name, shape, at)| (name, shape, at.iter().map(|&at| flat[at]).collect())).collect()
+    }
+
+    /// Reads what [`Policy::save`] wrote. Adam's moments start at zero.
+    ///
+    /// # Errors
+    /// [`Error::File`]: unreadable, truncated, another kind of model, missing tensors, NaN.
+    pub fn load(path: &Path) -> Result<Self> {
+        let file = crate::checkpoint::load(path)?;
+        file.expect_kind("lstm")?;
+        let (space, shape): (Space, LstmShape) = (file.field("space")?, file.field("shape")?);
+        let mut lstm = Lstm::zero(space, shape).map_err(|error| Error::file(path, error))?;
+        for (name, shape, indices) in lstm.network.layout.tensors() {
+            let (got, values) = file.tensor(&name)?;
+            if got != shape {
+                return Err(Error::file(path, format!("tensor {name}: expected shape {shape:?}, got {got:?}")));
+            }
+            indices.iter().zip(&values).for_each(|(&at, &value)| lstm.network.parameters[at] = value);
+        }
+        lstm.refresh();
+        Ok(lstm)
+    }
+
+    /// Forgets Adam's moments: for a policy that starts from another model's parameters.
+    pub fn reset_optimizer(&mut self) {
+        self.adam.first.fill(0.0);
+        self.adam.second.fill(0.0);
+        self.adam.steps = 0;
+    }
+
+    fn refresh(&mut self) {
+        let Network { layout, parameters, transposed, .. } = &mut self.network;
+        transposed.refresh(*layout, parameters);
+    }
+
+    /// Puts the rows for which `wanted` into `order`, longest first (a stable counting sort), and makes room for their
+    /// log-probs.
+    fn sort(&mut self, batch: &Batch, wanted: impl Fn(usize) -> bool) {
+        let longest = batch.space.longest as usize;
+        let rank = |row: usize| longest - batch.lengths[row] as usize;
+        self.starts.clear();
+        self.starts.resize(longest + 2, 0);
+        (0..batch.rows).filter(|&row| wanted(row)).for_each(|row| self.starts[rank(row) + 1] += 1);
+        (0..=longest).for_each(|at| self.starts[at + 1] += self.starts[at]);
+        let count = self.starts[longest + 1] as usize;
+        self.order.resize(count, 0);
+        self.sorted.resize(count, 0.0);
+        for row in (0..batch.rows).filter(|&row| wanted(row)) {
+            let slot = &mut self.starts[rank(row)];
+            self.order[*slot as usize] = row as u32;
+            *slot += 1;
+        }
+    }
+}
+
+impl Clone for Lstm {
+    /// Parameters and optimiser; a workspace of its own.
+    fn clone(&self) -> Self {
+        let layout = self.network.layout;
+        Lstm {
+            shape: self.shape,
+            network: self.network.clone(),
+            adam: AdamState {
+                first: self.adam.first.clone(),
+                second: self.adam.second.clone(),
+                steps: self.adam.steps,
+            },
+            gradient: self.gradient.clone(),
+            partials: Vec::new(),
+            order: Vec::new(),
+            sorted: Vec::new(),
+            starts: Vec::new(),
+            scoring: Pool::new(layout, None),
+            training: Pool::new(layout, Some(self.network.space.longest as usize)),
+        }
+    }
+}
+
+impl Scorer<Cpu> for Lstm {
+    fn space(&self) -> Space {
+        self.network.space
+    }
+
+    fn score(&mut self, batch: &Batch, log_probs: &mut [f64]) -> Result<()> {
+        check_batch(self.network.space, batch.space)?;
+        expect_len("log-probs", batch.rows, log_probs.len())?;
+        self.sort(batch, |_| true);
+        let (network, pool) = (&self.network, &self.scoring);
+        self.sorted.par_chunks_mut(CHUNK).zip(self.order.par_chunks(CHUNK)).for_each(|(out, rows)| {
+            pool.with(|workspace| network.score(workspace, batch, rows, out));
+        });
+        self.order.iter().zip(&self.sorted).for_each(|(&row, &value)| log_probs[row as usize] = value);
+        Ok(())
+    }
+}
+
+impl Sampler<Cpu> for Lstm {
+    fn sample(
+        &mut self,
+        draw: Draw,
+        guide: Option<&Guide>,
+        batch: &mut Batch,
+        log_q: &mut [f64],
+        log_model: &mut [f64],
+    ) -> Result<()> {
+        let space = self.network.space;
+        check_sample(space, guide, batch, log_q.len(), log_model.len())?;
+        batch.rows = batch.capacity();
+        let (network, pool) = (&self.network, &self.scoring);
+        let rows = batch.tokens.par_chunks_mut(CHUNK * space.longest as usize).zip(batch.lengths.par_chunks_mut(CHUNK));
+        let log_probs = log_q.par_chunks_mut(CHUNK).zip(log_model.par_chunks_mut(CHUNK));
+        rows.zip(log_probs).enumerate().for_each(|(chunk, ((tokens, lengths), (log_q, log_model)))| {
+            let first = (chunk * CHUNK) as u64;
+            let out = Samples { tokens, lengths, log_q, log_model };
+            pool.with(|workspace| network.sample(workspace, draw, first, guide, out));
+        });
+        Ok(())
+    }
+}
+
+impl Policy<Cpu> for Lstm {
+    fn gradient(&mut self, batch: &Batch, coefficients: &Coefficients<'_, Cpu>, log_probs: &mut [f64]) -> Result<()> {
+        check_batch(self.network.space, batch.space)?;
+        coefficients.check(batch.rows, log_probs.len())?;
+        let weights = coefficients.weights;
+        let skips = coefficients.weighting == Weighting::Given;
+        self.sort(batch, |row| !(skips && weights[row] == 0.0));
+        let partials = self.order.len().div_ceil(CHUNK).min(PARTIALS);
+        self.partials.resize_with(self.partials.len().max(partials), || vec![0.0; self.network.parameters.len()]);
+        let (network, pool) = (&self.network, &self.training);
+        let dropout = coefficients.dropout.filter(|_| network.dropout > 0.0);
+        let coefficient = |row: u32, log_prob: f64| coefficients.of(row as usize, log_prob);
+        // Each partial gradient takes one run of whole chunks.
+        let run = self.order.len().div_ceil(CHUNK).div_ceil(partials.max(1)).max(1) * CHUNK;
+        let used = self.order.len().div_ceil(run);
+        let runs = self.sorted.par_chunks_mut(run).zip(self.order.par_chunks(run));
+        runs.zip(&mut self.partials[..used]).for_each(|((log_probs, rows), partial)| {
+            partial.fill(0.0);
+            for (log_probs, rows) in log_probs.chunks_mut(CHUNK).zip(rows.chunks(CHUNK)) {
+                let chunk = Weighted { batch, rows, coefficient: &coefficient, dropout };
+                pool.with(|workspace| network.add_gradient(workspace, &chunk, log_probs, partial));
+            }
+        });
+        fold(&self.partials[..used], &mut self.gradient);
+        log_probs.fill(f64::NAN);
+        self.order.iter().zip(&self.sorted).for_each(|(&row, &value)| log_probs[row as usize] = value);
+        Ok(())
+    }
+
+    fn update(&mut self, adam: &AdamOptions) -> Result<()> {
+        Cpu.adam(adam, &mut self.adam, &self.gradient, &mut self.network.parameters)?;
+        self.refresh();
+        Ok(())
+    }
+
+    fn copy_from(&mut self, from: &Self) -> Result<()> {
+        check_batch(self.network.space, from.network.space)?;
+        if self.network.layout != from.network.layout {
+            return Err(Error::argument(
+                "LSTM to copy",
+                format!("{:?}", self.network.layout),
+                format!("{:?}", from.network.layout),
+            ));
+        }
+        self.network.parameters.copy_from_slice(&from.network.parameters);
+        self.refresh();
+        Ok(())
+    }
+
+    fn save(&self, path: &Path) -> Result<()> {
+        let metadata = serde_json::json!({ "kind": "lstm", "space": self.network.space, "shape": self.shape });
+        let tensors = self.tensors();
+        let tensors: Vec<_> = tensors.iter().map(|(name, shape, values)| (&**name, shape.clone(), &**values)).collect();
+        crate::checkpoint::save(path, &metadata, &tensors)
+    }
+}
+
+/// `total = Σ parts`, each element added in the order of the parts.
+fn fold(parts: &[Vec<f32>], total: &mut [f32]) {
+    const BLOCK: usize = 8192;
+    total.par_chunks_mut(BLOCK).enumerate().for_each(|(block, total)| {
+        total.fill(0.0);
+        for part in parts {
+            let part = &part[block * BLOCK..][..total.len()];
+            total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
+        }
+    });
+}
