@@ -12,8 +12,10 @@ use crate::exact::Guide;
 use crate::rng::Draw;
 use crate::tokens::{Batch, Space, Token};
 
+mod logits;
 mod markov;
 
+pub use logits::{Logits, Prefixes};
 pub use markov::Markov;
 
 /// A model that gives the log-probability of given sequences.
