@@ -7,6 +7,8 @@ pub mod checkpoint;
 mod error;
 pub mod exact;
 pub mod features;
+pub mod gradient;
+pub mod log_prob;
 pub mod models;
 pub mod potential;
 pub mod rng;

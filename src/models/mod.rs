@@ -12,9 +12,11 @@ use crate::exact::Guide;
 use crate::rng::Draw;
 use crate::tokens::{Batch, Space, Token};
 
+mod logits;
 mod lstm;
 mod markov;
 
+pub use logits::{Logits, Prefixes};
 pub use lstm::{Lstm, LstmShape};
 pub use markov::Markov;
 

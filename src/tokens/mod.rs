@@ -6,8 +6,11 @@
 use crate::backend::{Backend, Cpu};
 use crate::error::{Error, Result};
 
+mod lines;
 mod vocab;
-pub use vocab::{Lines, Unit, Vocab};
+
+pub use lines::Lines;
+pub use vocab::{Unit, Vocab};
 
 /// A token id, an index into the vocabulary.
 pub type Token = u32;

@@ -1,0 +1,128 @@
+//! Log-probs of given tokens from rows of logits: log-softmax, gathered at the token.
+
+use std::fmt::Display;
+
+use rayon::prelude::*;
+
+use crate::backend::{Backend, Cpu};
+use crate::error::{Error, Result, expect_len};
+use crate::tokens::Token;
+
+/// The kernel of this stage.
+pub trait LogProbKernel {
+    /// See [`log_prob`]; shapes are already checked, values are not.
+    fn log_prob(
+        &self,
+        vocab: usize,
+        logits: Self::View<'_, f32>,
+        tokens: Self::View<'_, Token>,
+        log_probs: Self::ViewMut<'_, f32>,
+    ) -> Result<()>
+    where
+        Self: Backend;
+}
+
+/// log softmax(logits)[token] in nats for each row: `logits` is `[rows, vocab]`, `tokens` and `log_probs` are `[rows]`.
+///
+/// Within max(2e-6, 1 ulp) of exact arithmetic on the same logits, never above 0, and independent of the other rows. A
+/// logit of −∞ is a token of probability 0; a log-prob below the range of f32 becomes −∞ too.
+///
+/// ```
+/// use ebm_dpg::{backend::Cpu, log_prob::log_prob};
+///
+/// let mut log_probs = [0.0];
+/// log_prob(&Cpu, 2, &[0.0, 3f32.ln()], &[1], &mut log_probs)?;
+/// assert!((log_probs[0] - 0.75f32.ln()).abs() < 1e-6);
+/// # Ok::<(), ebm_dpg::Error>(())
+/// ```
+///
+/// # Errors
+/// Lengths that do not fit; on the host also a NaN or +∞ logit, a row of −∞ only, a token outside the vocabulary, each
+/// naming the first such row. Nothing is written then. No rows are a no-op.
+pub fn log_prob<B: Backend + LogProbKernel>(
+    backend: &B,
+    vocab: usize,
+    logits: B::View<'_, f32>,
+    tokens: B::View<'_, Token>,
+    log_probs: B::ViewMut<'_, f32>,
+) -> Result<()> {
+    let rows = B::view_len(&tokens);
+    check_shape(vocab, rows, B::view_len(&logits))?;
+    expect_len("log-probs", rows, B::view_mut_len(&log_probs))?;
+    if rows == 0 { Ok(()) } else { backend.log_prob(vocab, logits, tokens, log_probs) }
+}
+
+impl LogProbKernel for Cpu {
+    fn log_prob(&self, vocab: usize, logits: &[f32], tokens: &[Token], log_probs: &mut [f32]) -> Result<()> {
+        let rows = || logits.par_chunks_exact(vocab).zip(tokens).with_min_len(rows_per_task(vocab));
+        let fault =
+            |(at, (row, &token)): (usize, (&[f32], &Token))| check_row(row, token, format_args!("row {at}")).err();
+        if let Some(error) = rows().enumerate().find_map_first(fault) {
+            return Err(error);
+        }
+        rows()
+            .zip(log_probs)
+            .for_each(|((row, &token), out)| *out = LogSoftmax::of(row).at(row[token as usize]) as f32);
+        Ok(())
+    }
+}
+
+/// What a row's log-softmax subtracts from a logit.
+#[derive(Clone, Copy)]
+pub(crate) struct LogSoftmax {
+    max: f64,
+    /// log Σ exp(logit − max): at least 0, since the largest logit adds exactly 1.
+    log_total: f64,
+}
+
+impl LogSoftmax {
+    /// The log-softmax of a row that [`check_logits`] accepts, summed in order in f64.
+    pub(crate) fn of(row: &[f32]) -> Self {
+        let max = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        let total: f64 = row.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
+        LogSoftmax { max, log_total: total.ln() }
+    }
+
+    /// The log-prob of a token with this logit, never above 0.
+    #[inline]
+    pub(crate) fn at(self, logit: f32) -> f64 {
+        (f64::from(logit) - self.max) - self.log_total
+    }
+}
+
+/// `Ok` where `logits` holds `rows` rows of a vocabulary that exists.
+pub(crate) fn check_shape(vocab: usize, rows: usize, logits: usize) -> Result<()> {
+    if vocab == 0 {
+        return Err(Error::argument("vocabulary", "1 token or more", vocab));
+    }
+    expect_len("logits", rows.saturating_mul(vocab), logits)
+}
+
+/// `Ok` where a row of logits has a softmax and `token` is in it; `place` names the row.
+pub(crate) fn check_row(row: &[f32], token: Token, place: impl Display) -> Result<()> {
+    if token as usize >= row.len() {
+        return Err(Error::argument(format!("token of {place}"), format!("below {}", row.len()), token));
+    }
+    check_logits("logits", row, place)
+}
+
+/// `Ok` where a row of logits has a softmax: no NaN, no +∞, not all −∞. `what` and `place` name it.
+pub(crate) fn check_logits(what: &str, row: &[f32], place: impl Display) -> Result<()> {
+    // No early exit, so that the good case is one vectorised sweep; NaN fails the first comparison.
+    let (below, above) = row.iter().fold((true, false), |(below, above), &logit| {
+        (below & (logit < f32::INFINITY), above | (logit > f32::NEG_INFINITY))
+    });
+    if !below {
+        let token = row.iter().position(|&logit| !(logit < f32::INFINITY)).expect("one fails the comparison");
+        return Err(Error::not_a_number(what, format!("{place}, token {token} ({})", row[token])));
+    }
+    if !above {
+        return Err(Error::argument(format!("{what} of {place}"), "one above −∞", "−∞ for all tokens"));
+    }
+    Ok(())
+}
+
+/// Enough rows to be worth a task of the thread pool.
+pub(crate) fn rows_per_task(vocab: usize) -> usize {
+    (1 << 13) / vocab + 1
+}
