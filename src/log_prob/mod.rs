@@ -113,7 +113,7 @@ pub(crate) fn check_logits(what: &str, row: &[f32], place: impl Display) -> Resu
         (below & (logit < f32::INFINITY), above | (logit > f32::NEG_INFINITY))
     });
     if !below {
-        let token = row.iter().position(|&logit| !(logit < f32::INFINITY)).expect("one fails the comparison");
+        let token = row.iter().position(|&logit| logit.is_nan() || logit == f32::INFINITY).expect("not below +∞");
         return Err(Error::not_a_number(what, format!("{place}, token {token} ({})", row[token])));
     }
     if !above {
