@@ -22,7 +22,8 @@ pub trait LogProbKernel {
         Self: Backend;
 }
 
-/// log softmax(logits)[token] in nats for each row: `logits` is `[rows, vocab]`, `tokens` and `log_probs` are `[rows]`.
+/// The log-prob of one token per row, log softmax(logits) at the token, in nats: `logits` is `[rows, vocab]`, `tokens`
+/// and `log_probs` are `[rows]`.
 ///
 /// Within max(2e-6, 1 ulp) of exact arithmetic on the same logits, never above 0, and independent of the other rows. A
 /// logit of −∞ is a token of probability 0; a log-prob below the range of f32 becomes −∞ too.
