@@ -22,7 +22,8 @@ pub trait LogProbKernel {
         Self: Backend;
 }
 
-/// log softmax(logits)[token] in nats for each row: `logits` is `[rows, vocab]`, `tokens` and `log_probs` are `[rows]`.
+/// The log-prob of one token per row, log softmax(logits) at the token, in nats: `logits` is `[rows, vocab]`, `tokens`
+/// and `log_probs` are `[rows]`.
 ///
 /// Within max(2e-6, 1 ulp) of exact arithmetic on the same logits, never above 0, and independent of the other rows. A
 /// logit of −∞ is a token of probability 0; a log-prob below the range of f32 becomes −∞ too.
@@ -113,7 +114,7 @@ pub(crate) fn check_logits(what: &str, row: &[f32], place: impl Display) -> Resu
         (below & (logit < f32::INFINITY), above | (logit > f32::NEG_INFINITY))
     });
     if !below {
-        let token = row.iter().position(|&logit| !(logit < f32::INFINITY)).expect("one fails the comparison");
+        let token = row.iter().position(|&logit| logit.is_nan() || logit == f32::INFINITY).expect("not below +∞");
         return Err(Error::not_a_number(what, format!("{place}, token {token} ({})", row[token])));
     }
     if !above {

@@ -105,8 +105,8 @@ struct Workspace {
     logits: Vec<f32>,
     /// `[live]`.
     log_probs: Vec<f64>,
-    /// `[live]`.
-    drawn: Vec<Drawn>,
+    /// `[live]`; `None` where the guide left no token.
+    drawn: Vec<Option<Drawn>>,
     /// States of the guide, by row from the start of the run.
     states: Vec<u32>,
 }
@@ -216,11 +216,11 @@ impl<F: FnMut(Prefixes<'_>, &mut [f32]) -> Result<()>> Logits<F> {
                 pick(logits, uniform, guide.map(|guide| (guide, states[row - start])), position)
             };
             work.logits.par_chunks_exact(vocab).zip(&work.live).map(pick).collect_into_vec(&mut work.drawn);
-            for (&row, &Drawn { token, log_q: q, log_model: model }) in work.live.iter().zip(&work.drawn) {
-                if !(q > f64::NEG_INFINITY) {
+            for (&row, drawn) in work.live.iter().zip(&work.drawn) {
+                let Drawn { token, log_q: q, log_model: model } = drawn.ok_or_else(|| {
                     let reason = "no token is left by both model and guide: the guide's support must meet the model's";
-                    return Err(Error::no_answer(format!("guided sample, row {row}, position {position}"), reason));
-                }
+                    Error::no_answer(format!("guided sample, row {row}, position {position}"), reason)
+                })?;
                 batch.tokens[row * longest + position] = token;
                 batch.lengths[row] = position as u32 + 1;
                 log_q[row] += q;
@@ -235,20 +235,20 @@ impl<F: FnMut(Prefixes<'_>, &mut [f32]) -> Result<()>> Logits<F> {
     }
 }
 
-/// Draws one token; a log q of −∞ says that there was none to draw.
-fn pick(logits: &[f32], uniform: f32, guided: Option<(&Guide, u32)>, position: usize) -> Drawn {
+/// Draws one token; `None` where the guide, here in the given state, leaves none.
+fn pick(logits: &[f32], uniform: f32, guided: Option<(&Guide, u32)>, position: usize) -> Option<Drawn> {
     let log_prob = |token: Token| LogSoftmax::of(logits).at(logits[token as usize]);
     let Some((guide, state)) = guided else {
         let (token, _) = super::draw_token(uniform, logits.len(), |token| logits[token]);
         let log_prob = log_prob(token);
-        return Drawn { token, log_q: log_prob, log_model: log_prob };
+        return Some(Drawn { token, log_q: log_prob, log_model: log_prob });
     };
     let boosted = |token: usize| logits[token] + guide.boost(position, state, token as Token);
     if !(0..logits.len()).any(|token| boosted(token) > f32::NEG_INFINITY) {
-        return Drawn { token: 0, log_q: f64::NEG_INFINITY, log_model: f64::NEG_INFINITY };
+        return None;
     }
     let (token, log_q) = super::draw_token(uniform, logits.len(), boosted);
-    Drawn { token, log_q, log_model: log_prob(token) }
+    Some(Drawn { token, log_q, log_model: log_prob(token) })
 }
 
 impl<F: FnMut(Prefixes<'_>, &mut [f32]) -> Result<()>> Scorer<Cpu> for Logits<F> {

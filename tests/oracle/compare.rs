@@ -55,10 +55,13 @@ pub fn assert_block_close<G: Value, W: Value>(name: &str, got: &[G], want: &[W],
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let off = norm(&mut got.iter().zip(want).map(|(got, want)| got.wide() - want.wide()));
     let size = norm(&mut want.iter().map(|want| want.wide()));
-    if !(off <= tolerance * size) {
-        let deviation = |i: &usize| (got[*i].wide() - want[*i].wide()).abs();
-        let worst = (0..got.len()).max_by(|a, b| deviation(a).total_cmp(&deviation(b))).expect("not empty");
-        let (got, want) = (got[worst].wide(), want[worst].wide());
-        panic!("{name}: off by {off:e} of {size:e} (tolerance {tolerance:e}); worst [{worst}] {got:e}, want {want:e}");
+    // A NaN is not within anything.
+    let within = off <= tolerance * size;
+    if within {
+        return;
     }
+    let deviation = |i: &usize| (got[*i].wide() - want[*i].wide()).abs();
+    let worst = (0..got.len()).max_by(|a, b| deviation(a).total_cmp(&deviation(b))).expect("not empty");
+    let (got, want) = (got[worst].wide(), want[worst].wide());
+    panic!("{name}: off by {off:e} of {size:e} (tolerance {tolerance:e}); worst [{worst}] {got:e}, want {want:e}");
 }
