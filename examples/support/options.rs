@@ -201,7 +201,10 @@ pub struct Common {
 
 /// The papers' experiment: binary strings that contain a motif.
 #[derive(Debug, Clone, Parser, Serialize)]
-#[command(name = "motif", about = "Strings with a motif: from few data to a tuned policy, with the exact truth beside it")]
+#[command(
+    name = "motif",
+    about = "Strings with a motif: from few data to a tuned policy, with the exact truth beside it"
+)]
 pub struct Motif {
     /// The motif, a string of 0 and 1
     #[arg(long, value_name = "BITS", default_value = "10001011111000", value_parser = motif)]
@@ -228,7 +231,10 @@ pub struct Motif {
 
 /// Real text: wanted moments of patterns.
 #[derive(Debug, Clone, Parser, Serialize)]
-#[command(name = "text", about = "Tune a character model of a lines file until the wanted share of lines has a pattern")]
+#[command(
+    name = "text",
+    about = "Tune a character model of a lines file until the wanted share of lines has a pattern"
+)]
 pub struct Text {
     /// One sequence a line; a list of English words where none is given
     #[serde(serialize_with = "is_given")]
@@ -335,37 +341,42 @@ impl Common {
     /// `Ok` where models, batch and data fit in the machine's memory; `text` asks again once it knows its vocabulary.
     ///
     /// # Errors
-    /// [`Error::Argument`] naming the counts and both sizes.
+    /// [`Error::Argument`] naming the options that want most.
     pub fn check_memory(&self, vocab: usize, data_size: usize) -> Result<()> {
         let (wanted, room) = (self.bytes(vocab, data_size), available_memory());
-        if wanted <= room {
+        if wanted.iter().fold(0u128, |sum, &(_, bytes)| sum.saturating_add(bytes)) <= room {
             return Ok(());
         }
-        let counts = "--batch, --hidden, --layers, --length, --data-size, --samples";
-        let [wanted, room] = [wanted, room].map(|bytes| format!("{:.3e} bytes", bytes as f64));
-        Err(Error::argument(counts, format!("a job that fits in {room} of memory"), wanted))
+        let (what, bytes) = wanted.into_iter().max_by_key(|&(_, bytes)| bytes).unwrap_or_default();
+        let expected = format!("a job that fits in the {} free now", gigabytes(room));
+        Err(Error::argument(what, expected, gigabytes(bytes)))
     }
 
-    /// An upper bound of the bytes of a run, saturating: three models with gradients and Adam moments, one batch's
-    /// activations, and the sequences of data and of cached samples with their weights.
-    fn bytes(&self, vocab: usize, data_size: usize) -> u128 {
+    /// Upper bounds of the bytes of a run, saturating, each with the options that make it.
+    fn bytes(&self, vocab: usize, data_size: usize) -> [(&'static str, u128); 4] {
         let product = |factors: &[usize]| factors.iter().fold(1u128, |all, &n| all.saturating_mul(n as u128));
-        let (steps, float) = (self.length as usize + 1, size_of::<f32>());
-        // A layer: input and recurrent weights of four gates; the first layer's input and the head have V rows.
-        let parameters = product(&[8, self.layers, self.hidden, self.hidden]).saturating_add(product(&[
-            5,
-            vocab,
-            self.hidden,
-        ]));
-        let models = parameters.saturating_mul(3 * 4 * float as u128);
+        let (layers, hidden, steps) = (self.layers, self.hidden, self.length as usize + 1);
+        // Input and recurrent weights of four gates a layer; V rows for the first layer's look-up and for the head.
+        let parameters = product(&[8, layers, hidden, hidden]).saturating_add(product(&[5, vocab, hidden]));
+        // r, π and q, each with a gradient and two Adam moments.
+        let models = parameters.saturating_mul(3 * 4 * 4);
         // Four gates, the cell and the output of each layer, and the logits.
-        let activations = product(&[float, self.batch, steps, 6, self.layers, self.hidden])
-            .saturating_add(product(&[float, self.batch, steps, vocab]));
-        let data = product(&[2 * float, data_size, steps]);
-        // Cached: 64 bytes of log-probs, weights and features, and one token a step in the tightest form.
-        let cache = (self.samples as u128).saturating_mul(64 + steps as u128);
-        [activations, data, cache].into_iter().fold(models, u128::saturating_add)
+        let units = product(&[6, layers, hidden]).saturating_add(vocab as u128);
+        let activations = product(&[4, self.batch, steps]).saturating_mul(units);
+        // Log-probs, weights and features beside one byte or more a token.
+        let cache = product(&[self.samples, 64 + steps]);
+        [
+            ("--hidden, --layers", models),
+            ("--batch, --length, --hidden, --layers", activations),
+            ("--data-size, --length", product(&[8, data_size, steps])),
+            ("--samples, --length", cache),
+        ]
     }
+}
+
+fn gigabytes(bytes: u128) -> String {
+    let gigabytes = bytes as f64 / 1e9;
+    if gigabytes < 1e6 { format!("{gigabytes:.1} GB") } else { format!("{gigabytes:.1e} GB") }
 }
 
 /// Bytes that can be had now: the kernel's estimate and the container's limit where there are any.
@@ -469,6 +480,7 @@ impl From<clap::Error> for Stop {
         Stop::Bad(match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => return Stop::Help(error.to_string()),
             ErrorKind::UnknownArgument => format!("{option}: expected an option of --help, got an unknown one"),
+            ErrorKind::TooManyValues => format!("{option}: expected no value, got {got}"),
             ErrorKind::ArgumentConflict => format!("{option}: expected once, got twice"),
             ErrorKind::InvalidValue => match context(ContextKind::ValidValue) {
                 values if values.is_empty() => format!("{option}: expected a value, got {got}"),

@@ -15,6 +15,10 @@ const TITLE: u32 = 44;
 const PANEL: u32 = 230;
 /// Space above a panel's data for its name and legend.
 const HEADER: u32 = 34;
+/// A further row of the legend.
+const ROW: u32 = 18;
+/// Decades below which a log axis has the ticks of a linear one.
+const FEW: f64 = 0.7;
 const FONT: &str = "sans-serif";
 const GREY: RGBColor = RGBColor(110, 110, 110);
 /// Okabe and Ito's colours, told apart by colour-blind readers too.
@@ -72,6 +76,20 @@ pub struct Reference {
     pub series: Option<usize>,
 }
 
+/// A line of a legend.
+struct Entry<'a> {
+    name: &'a str,
+    colour: RGBColor,
+    dashed: bool,
+}
+
+impl Entry<'_> {
+    /// Pixels, by a guess of the font's width.
+    fn width(&self) -> i32 {
+        46 + 7 * self.name.chars().count() as i32
+    }
+}
+
 impl Series {
     /// A series without a band.
     pub fn new(name: &str, points: Points) -> Self {
@@ -96,6 +114,7 @@ fn render(svg: &mut String, size: (u32, u32), chart: &Chart) -> std::result::Res
     let (title, rest) = root.split_vertically(TITLE);
     title.draw(&Text::new(chart.title.clone(), (70, 16), font(18)))?;
     let x = Axis::around(chart.panels.iter().flat_map(|p| &p.series).flat_map(|s| &s.points).map(|p| p.0), 0.0);
+    let x = Axis { ticks: 8, ..x };
     for (at, panel) in chart.panels.iter().enumerate() {
         let (_, below) = rest.split_vertically(PANEL * at as u32);
         let (area, _) = below.split_vertically(PANEL);
@@ -108,7 +127,8 @@ fn render(svg: &mut String, size: (u32, u32), chart: &Chart) -> std::result::Res
 
 impl Panel {
     fn draw(&self, area: &Area<'_>, x: Axis, x_label: &str) -> std::result::Result<(), Box<dyn std::error::Error>> {
-        let (header, body) = area.split_vertically(HEADER);
+        let rows = self.legend_rows().len().max(1) as u32;
+        let (header, body) = area.split_vertically((HEADER + ROW * (rows - 1)).min(PANEL / 2));
         self.legend(&header)?;
         let mut chart = ChartBuilder::on(&body)
             .set_label_area_size(LabelAreaPosition::Left, 70)
@@ -146,24 +166,44 @@ impl Panel {
 
     /// Name of y, then a sample of each line with its name, all above the data.
     fn legend(&self, header: &Area<'_>) -> std::result::Result<(), Box<dyn std::error::Error>> {
-        let baseline = HEADER as i32 - 12;
         let label = font(13).pos(Pos::new(HPos::Left, VPos::Center));
-        header.draw(&Text::new(self.y_label.clone(), (70, baseline), label.clone()))?;
-        let series = self.series.iter().enumerate().map(|(at, s)| (s.name.as_str(), colour(at), false));
-        let references = self.references.iter().map(|r| (r.name.as_str(), r.series.map_or(GREY, colour), true));
-        let entries: Vec<_> = series.chain(references).filter(|(name, ..)| !name.is_empty()).collect();
-        let wide = |name: &str| 46 + 7 * name.chars().count() as i32;
-        let mut x = WIDTH as i32 - 24 - entries.iter().map(|(name, ..)| wide(name)).sum::<i32>() + 12;
-        for (name, colour, dashed) in entries {
-            let pieces: &[(i32, i32)] = if dashed { &[(0, 6), (10, 16), (20, 24)] } else { &[(0, 24)] };
-            for &(from, to) in pieces {
-                let ends = vec![(x + from, baseline), (x + to, baseline)];
-                header.draw(&PathElement::new(ends, colour.stroke_width(2)))?;
+        let shown = self.series.iter().any(|series| !self.runs(series).is_empty());
+        let name = if shown { self.y_label.clone() } else { format!("{} (no data)", self.y_label) };
+        header.draw(&Text::new(name, (70, HEADER as i32 - 12), label.clone()))?;
+        for (row, entries) in self.legend_rows().into_iter().enumerate() {
+            let y = HEADER as i32 - 12 + row as i32 * ROW as i32;
+            let mut x = WIDTH as i32 - 12 - entries.iter().map(Entry::width).sum::<i32>();
+            for entry in entries {
+                let pieces: &[(i32, i32)] = if entry.dashed { &[(0, 6), (10, 16), (20, 24)] } else { &[(0, 24)] };
+                for &(from, to) in pieces {
+                    header.draw(&PathElement::new([(x + from, y), (x + to, y)], entry.colour.stroke_width(2)))?;
+                }
+                header.draw(&Text::new(entry.name.to_string(), (x + 29, y), label.clone()))?;
+                x += entry.width();
             }
-            header.draw(&Text::new(name.to_string(), (x + 29, baseline), label.clone()))?;
-            x += wide(name);
         }
         Ok(())
+    }
+
+    /// The named lines, as many a row as fit beside the name of y.
+    fn legend_rows(&self) -> Vec<Vec<Entry<'_>>> {
+        let series = self.series.iter().enumerate();
+        let series = series.map(|(at, s)| Entry { name: &s.name, colour: colour(at), dashed: false });
+        let references = self.references.iter();
+        let references =
+            references.map(|r| Entry { name: &r.name, colour: r.series.map_or(GREY, colour), dashed: true });
+        let (mut rows, mut room) = (Vec::new(), 0);
+        for entry in series.chain(references).filter(|entry| !entry.name.is_empty()) {
+            room -= entry.width();
+            match rows.last_mut() {
+                Some(row) if room >= 0 => Vec::push(row, entry),
+                _ => {
+                    room = WIDTH as i32 - 300 - entry.width();
+                    rows.push(vec![entry]);
+                }
+            }
+        }
+        rows
     }
 
     /// The y axis: all lines, bands and references, or the wider bounds asked for.
@@ -212,12 +252,14 @@ impl Panel {
     }
 }
 
-/// A linear axis whose ticks are round numbers, or (`log`) one of exponents of ten.
+/// An axis with ticks at round numbers; on a `log` one, positions are exponents of ten.
 #[derive(Debug, Clone, Copy)]
 struct Axis {
     low: f64,
     high: f64,
     log: bool,
+    /// The most ticks.
+    ticks: usize,
 }
 
 impl Axis {
@@ -230,16 +272,36 @@ impl Axis {
             range if range >= 0.0 => (low - 0.5 * low.abs().max(1e-3), high + 0.5 * high.abs().max(1e-3)),
             _ => (0.0, 1.0),
         };
-        Axis { low, high, log: false }
+        Axis { low, high, log: false, ticks: 6 }
     }
 
-    /// Between ticks: 1, 2 or 5 times a power of ten, whole decades on a log axis of more than one.
-    fn step(&self, most: usize) -> f64 {
-        let least = (self.high - self.low) / most.max(1) as f64;
-        let power = 10f64.powf(least.log10().floor());
-        let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|s| *s >= least).unwrap_or(least);
-        if self.log && self.high - self.low > 1.0 { step.ceil() } else { step }
+    /// Ticks at multiples of 1, 2 or 5 times a power of ten; on a log axis at whole decades, or at 1, 2 and 5 of each
+    /// where there are few.
+    fn positions(&self) -> Vec<f64> {
+        let multiples = |from: f64, to: f64, step: f64| -> Vec<f64> {
+            ((from / step).ceil() as i64..=(to / step).floor() as i64).map(|i| i as f64 * step).collect()
+        };
+        let decades = self.high - self.low;
+        if !self.log {
+            multiples(self.low, self.high, step(self.low, self.high, self.ticks))
+        } else if decades >= 2.0 {
+            multiples(self.low, self.high, step(self.low, self.high, self.ticks).max(1.0).round())
+        } else if decades >= FEW {
+            let powers = self.low.floor() as i32..=self.high.ceil() as i32;
+            let all = powers.flat_map(|power| [1.0, 2.0, 5.0].map(|m: f64| m.log10() + f64::from(power)));
+            all.filter(|at| (self.low..=self.high).contains(at)).collect()
+        } else {
+            let (low, high) = (10f64.powf(self.low), 10f64.powf(self.high));
+            multiples(low, high, step(low, high, self.ticks)).into_iter().map(f64::log10).collect()
+        }
     }
+}
+
+/// The least of 1, 2 or 5 times a power of ten that makes at most `ticks` steps.
+fn step(low: f64, high: f64, ticks: usize) -> f64 {
+    let least = (high - low) / ticks as f64;
+    let power = 10f64.powf(least.log10().floor());
+    [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|s| *s >= least).unwrap_or(least)
 }
 
 impl Ranged for Axis {
@@ -248,15 +310,11 @@ impl Ranged for Axis {
 
     fn map(&self, value: &f64, (from, to): (i32, i32)) -> i32 {
         let share = (value - self.low) / (self.high - self.low);
-        // A share far outside would overflow a pixel's i32 and wrap; plotters clips what is outside the area.
-        from + (share.clamp(-1.0, 2.0) * f64::from(to - from)).round() as i32
+        from + (share * f64::from(to - from)).round() as i32
     }
 
-    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
-        let step = self.step(hint.max_num_points().min(6));
-        let first = (self.low / step).ceil() as i64;
-        let last = (self.high / step).floor() as i64;
-        (first..=last).map(|i| i as f64 * step).collect()
+    fn key_points<Hint: KeyPointHint>(&self, _hint: Hint) -> Vec<f64> {
+        self.positions()
     }
 
     fn range(&self) -> Range<f64> {
@@ -265,22 +323,28 @@ impl Ranged for Axis {
 }
 
 impl ValueFormatter<f64> for Axis {
+    /// As many digits after the point as the ticks' distance needs; thousands and millions by letter.
     fn format_ext(&self, tick: &f64) -> String {
         let value = if self.log { 10f64.powf(*tick) } else { *tick };
-        match value.abs() {
-            0.0 => "0".into(),
-            size if size >= 1e6 => format!("{}M", round(value / 1e6)),
-            size if size >= 1e4 => format!("{}k", round(value / 1e3)),
-            size if size < 1e-3 => format!("{value:.0e}"),
-            _ => round(value),
+        let largest = if self.log { value } else { self.low.abs().max(self.high.abs()) };
+        let (unit, letter) = match largest {
+            size if size >= 1e6 => (1e6, "M"),
+            size if size >= 1e4 => (1e3, "k"),
+            _ => (1.0, ""),
+        };
+        let distance = match (self.log, self.high - self.low < FEW) {
+            (false, _) => step(self.low, self.high, self.ticks),
+            (true, true) => step(10f64.powf(self.low), 10f64.powf(self.high), self.ticks),
+            (true, false) => value,
+        };
+        // The small addend makes up for a log10 that falls just short of a whole number.
+        let digits = (-((distance / unit).log10() + 1e-9).floor()).max(0.0) as usize;
+        match value / unit {
+            scaled if scaled.abs() < 1e-9 * largest => "0".into(),
+            scaled if digits > 4 => format!("{scaled:.0e}"),
+            scaled => format!("{scaled:.digits$}{letter}"),
         }
     }
-}
-
-/// At most four digits after the point, none for nothing.
-fn round(value: f64) -> String {
-    let text = format!("{value:.4}");
-    text.trim_end_matches('0').trim_end_matches('.').to_string()
 }
 
 fn colour(series: usize) -> RGBColor {
