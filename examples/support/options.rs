@@ -479,7 +479,11 @@ impl From<clap::Error> for Stop {
         };
         Stop::Bad(match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => return Stop::Help(error.to_string()),
-            ErrorKind::UnknownArgument => format!("{option}: expected an option of --help, got an unknown one"),
+            ErrorKind::UnknownArgument => match context(ContextKind::SuggestedArg) {
+                similar if similar.is_empty() => format!("{option}: expected an option of --help, got an unknown one"),
+                similar => format!("{option}: expected an option of --help such as {similar}, got an unknown one"),
+            },
+            ErrorKind::InvalidUtf8 => "options: expected UTF-8, got other bytes".into(),
             ErrorKind::TooManyValues => format!("{option}: expected no value, got {got}"),
             ErrorKind::ArgumentConflict => format!("{option}: expected once, got twice"),
             ErrorKind::InvalidValue => match context(ContextKind::ValidValue) {
