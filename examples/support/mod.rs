@@ -1,0 +1,47 @@
+//! What both examples share: the command line, the report, the curves, the progress bars.
+#![allow(dead_code, reason = "each example uses its own part")]
+
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+
+use ebm_dpg::{Error, Result};
+
+pub mod options;
+pub mod plot;
+pub mod progress;
+pub mod report;
+
+/// A whole example: options, work, exit status. Bad options exit with 2 before anything is written, failed work with 1;
+/// either way the first line on standard error says what was wrong.
+pub fn run<O: options::Options>(work: impl FnOnce(&O) -> Result<()>) -> ExitCode {
+    let options = match O::read(std::env::args_os()) {
+        Ok(options) => options,
+        Err(options::Stop::Help(text)) => return exit(print(&text)),
+        Err(options::Stop::Bad(reason)) => {
+            say(&format!("error: {reason}\nusage: see --help"));
+            return ExitCode::from(2);
+        }
+    };
+    exit(work(&options))
+}
+
+fn exit(result: Result<()>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    say(&format!("error: {}", error.to_string().replace('\n', " ")));
+    ExitCode::from(1)
+}
+
+/// Prints to standard output. A reader that has gone away (`| head`) is no error, and never a panic.
+pub fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Error::no_answer("standard output", error)),
+        _ => Ok(()),
+    }
+}
+
+/// Prints a line to standard error, where there is one.
+pub fn say(line: &str) {
+    // Nobody is left to tell when standard error itself is closed.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}

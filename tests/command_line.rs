@@ -1,0 +1,152 @@
+//! Bad options of the examples: one line with what was expected and what was got, exit status 2, nothing written.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// An example that `cargo test` has built, beside the directory of this test.
+fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    let profile = test.ancestors().nth(2).expect("target/<profile>/deps/<test>");
+    profile.join("examples").join(name).with_extension(std::env::consts::EXE_EXTENSION)
+}
+
+fn run(name: &str, words: &[&str], out: &Path) -> Output {
+    let mut command = Command::new(example(name));
+    command.args(words);
+    if !words.iter().any(|word| word.starts_with("--out")) {
+        command.arg("--out").arg(out);
+    }
+    command.output().expect("cargo test builds the examples; with --test alone, build them by --examples first")
+}
+
+/// Runs with bad options, checks what a user sees, and returns its first line.
+fn refused(name: &str, words: &[&str], status: i32) -> String {
+    let room = tempfile::tempdir().expect("a temporary directory");
+    let out = room.path().join("out");
+    let output = run(name, words, &out);
+    let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+    let first = stderr.lines().next().unwrap_or_default().to_string();
+    let case = format!("{name} {words:?}: {stderr}");
+    assert_eq!(output.status.code(), Some(status), "{case}");
+    assert!(first.starts_with("error: ") && first.contains("expected") && first.contains("got"), "{case}");
+    assert!(!stderr.contains("panicked"), "{case}");
+    assert!(output.stdout.is_empty(), "{case}");
+    assert!(!out.exists(), "{case}: an output directory was made");
+    first
+}
+
+#[test]
+fn counts_of_zero_and_no_counts() {
+    for option in ["--batch", "--hidden", "--layers", "--length", "--data-size", "--samples"] {
+        for value in ["0", "-1", "1.5", "many", "", "99999999999999999999999"] {
+            let line = refused("motif", &[option, value], 2);
+            assert!(line.starts_with(&format!("error: {option}:")), "{line}");
+        }
+        refused("motif", &[option], 2);
+    }
+}
+
+#[test]
+fn counts_that_no_memory_holds() {
+    for option in ["--batch", "--hidden", "--layers", "--data-size", "--samples"] {
+        let line = refused("motif", &[option, "1000000000000000000"], 2);
+        assert!(line.contains(option) && line.contains("GB"), "{line}");
+        refused("motif", &[option, &usize::MAX.to_string()], 2);
+        refused("text", &[option, &usize::MAX.to_string()], 2);
+    }
+    refused("motif", &["--length", "4294967294", "--data-size", "100000000"], 2);
+}
+
+#[test]
+fn learning_rates() {
+    for value in ["nan", "NaN", "inf", "-inf", "0", "-0.1", "1e-60", "1e60", "fast"] {
+        refused("motif", &["--learning-rate", value], 2);
+        refused("text", &[&format!("--learning-rate={value}")], 2);
+    }
+}
+
+#[test]
+fn motifs_and_flags() {
+    for value in ["", "012", "abc", "0 1", "é", "1\n0"] {
+        refused("motif", &["--motif", value], 2);
+    }
+    let line = refused("motif", &["--motif", "10001011111000", "--length", "13"], 2);
+    assert!(line.contains("at most 13 bits") && line.contains("14 bits"), "{line}");
+    for value in ["", "100111", "10011111", "1001112", "v", "x1001111", "1001111M", "m1001111"] {
+        refused("motif", &["--features", value], 2);
+    }
+}
+
+#[test]
+fn options_and_values_that_do_not_exist() {
+    let cases: &[&[&str]] = &[
+        &["--bogus"],
+        &["--bogus=3"],
+        &["-x"],
+        &["stray"],
+        &["--mode", "x"],
+        &["--fit", "adam"],
+        &["--moments", "exact"],
+        &["--method", "ppo"],
+        &["--proposal", "policy"],
+        &["--target", "false"],
+        &["--init", "zero"],
+        &["--multiple", "5"],
+        &["--seed", "-1"],
+        &["--seed", "x"],
+        &["--device", "tpu"],
+        &["--device", "cuda:x"],
+        &["--baseline=yes"],
+        &["--seed", "1", "--seed", "2"],
+    ];
+    for words in cases {
+        refused("motif", words, 2);
+    }
+    for value in ["maybe", "every", "every:", "every:0", "every:-1", "every:x", "KL"] {
+        refused("motif", &["--swap", value], 2);
+    }
+}
+
+#[test]
+fn wanted_moments() {
+    for value in
+        ["ing", "=.5", "^=.5", "$=.5", "^$=.5", "ing=", "ing=x", "ing=nan", "ing=1.5", "ing=-0.1", "ing=50%", ""]
+    {
+        let line = refused("text", &["--want", value], 2);
+        assert!(line.starts_with("error: --want:"), "{line}");
+    }
+    let contradictions: &[[&str; 2]] =
+        &[["ing=.5", "ing=.4"], ["re=.2", "^re=.3"], ["^re$=.3", "re$=.2"], ["string=.5", "ing=.4"]];
+    for [a, b] in contradictions {
+        refused("text", &["--want", a, "--want", b], 2);
+        refused("text", &["--want", b, "--want", a], 2);
+    }
+}
+
+#[test]
+fn devices_that_this_build_lacks() {
+    let line = refused("motif", &["--device", "cuda:0"], 2);
+    assert!(line.contains("cuda:0"), "{line}");
+}
+
+#[test]
+fn output_that_cannot_be_written() {
+    let room = tempfile::tempdir().expect("a temporary directory");
+    let file = room.path().join("file");
+    std::fs::write(&file, "in the way").expect("a file");
+    for name in ["motif", "text"] {
+        for out in [file.clone(), file.join("out")] {
+            refused(name, &[&format!("--out={}", out.display())], 1);
+        }
+    }
+    assert_eq!(std::fs::read(&file).expect("still there"), b"in the way");
+}
+
+#[test]
+fn help_is_no_error() {
+    for name in ["motif", "text"] {
+        let output = run(name, &["--help"], Path::new("never-made"));
+        assert!(output.status.success() && output.stderr.is_empty());
+        assert!(String::from_utf8_lossy(&output.stdout).contains("--learning-rate"));
+    }
+}
