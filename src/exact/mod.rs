@@ -2,6 +2,13 @@
 
 use crate::backend::{Backend, Cpu};
 
+mod distribution;
+mod fit;
+mod lookahead;
+
+pub use distribution::Exact;
+pub use lookahead::LookAhead;
+
 /// The look-ahead table of a guided proposal: q_t(c) ∝ π_t(c)·h(state after c, tokens left).
 ///
 /// A sampler at position t (t tokens consumed) in state s adds to the logit of a content token c
