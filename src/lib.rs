@@ -13,6 +13,7 @@ pub mod models;
 pub mod potential;
 pub mod rng;
 pub mod tokens;
+pub mod tune;
 pub mod weights;
 
 pub use error::{Error, Result};

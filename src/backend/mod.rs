@@ -5,6 +5,7 @@ use crate::adam::AdamKernel;
 use crate::error::{Error, Result};
 use crate::features::FeatureKernel;
 use crate::potential::PotentialKernel;
+use crate::tokens::TokenKernel;
 use crate::weights::WeightKernel;
 
 mod cpu;
@@ -23,7 +24,7 @@ impl Element for u64 {}
 
 /// A place where the stages run: each stage's kernel trait, over this backend's buffers.
 pub trait Backend:
-    FeatureKernel + PotentialKernel + WeightKernel + AdamKernel + Clone + std::fmt::Debug + Send + Sync + Sized + 'static
+    TokenKernel + FeatureKernel + PotentialKernel + WeightKernel + AdamKernel + Clone + std::fmt::Debug + Send + Sync + Sized + 'static
 {
     /// Memory owned by the backend.
     type Buffer<T: Element>: Send + Sync;

@@ -12,10 +12,12 @@ use crate::exact::Guide;
 use crate::rng::Draw;
 use crate::tokens::{Batch, Space, Token};
 
+mod likelihood;
 mod logits;
 mod lstm;
 mod markov;
 
+pub use likelihood::{Likelihood, LikelihoodOptions, LikelihoodProgress, fit_likelihood};
 pub use logits::{Logits, Prefixes};
 pub use lstm::{Lstm, LstmShape};
 pub use markov::Markov;

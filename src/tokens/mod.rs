@@ -77,6 +77,21 @@ impl Space {
     }
 }
 
+/// The kernel of this stage.
+pub trait TokenKernel {
+    /// See [`Batch::copy_rows`]; shapes are already checked.
+    fn copy_rows(&self, from: &Batch<Self>, rows: &[u32], at: usize, to: &mut Batch<Self>) -> Result<()>
+    where
+        Self: Backend;
+}
+
+impl TokenKernel for Cpu {
+    fn copy_rows(&self, from: &Batch, rows: &[u32], at: usize, to: &mut Batch) -> Result<()> {
+        rows.iter().enumerate().for_each(|(i, &row)| to.set(at + i, from.sequence(row as usize)));
+        Ok(())
+    }
+}
+
 /// A ragged batch: `rows` sequences, row-major with a stride of `space.longest` tokens, the rest of a row PAD.
 pub struct Batch<B: Backend = Cpu> {
     /// The space all rows belong to.
@@ -110,6 +125,35 @@ impl<B: Backend> Batch<B> {
     /// How many sequences fit.
     pub fn capacity(&self) -> usize {
         B::len(&self.lengths)
+    }
+
+    /// Writes rows `rows` of `from` to the rows from `at` on, which may be the next free ones.
+    ///
+    /// # Errors
+    /// Another space, a row that `from` has not, more rows than fit, a gap before `at`. Nothing is written then.
+    pub fn copy_rows(&mut self, backend: &B, from: &Batch<B>, rows: &[u32], at: usize) -> Result<()> {
+        if self.space != from.space {
+            return Err(Error::argument("batch space", format!("{:?}", self.space), format!("{:?}", from.space)));
+        }
+        if at > self.rows || at + rows.len() > self.capacity() {
+            let expected = format!("rows after {} of {}", self.rows, self.capacity());
+            return Err(Error::argument("batch rows", expected, format!("{at}..{}", at + rows.len())));
+        }
+        if let Some(row) = rows.iter().find(|&&row| row as usize >= from.rows) {
+            return Err(Error::argument("batch row", format!("below {}", from.rows), row));
+        }
+        backend.copy_rows(from, rows, at, self)?;
+        self.rows = self.rows.max(at + rows.len());
+        Ok(())
+    }
+
+    /// Replaces the contents by rows `rows` of `from`, in that order.
+    ///
+    /// # Errors
+    /// As [`Batch::copy_rows`].
+    pub fn gather(&mut self, backend: &B, from: &Batch<B>, rows: &[u32]) -> Result<()> {
+        let before = std::mem::take(&mut self.rows);
+        self.copy_rows(backend, from, rows, 0).inspect_err(|_| self.rows = before)
     }
 }
 
@@ -167,24 +211,6 @@ impl Batch<Cpu> {
     /// All sequences in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &[Token]> {
         (0..self.rows).map(|row| self.sequence(row))
-    }
-
-    /// Replaces the contents by rows `rows` of `from`, in that order.
-    ///
-    /// # Errors
-    /// Another space, or more rows than fit.
-    pub fn gather(&mut self, from: &Batch, rows: &[u32]) -> Result<()> {
-        if self.space != from.space {
-            return Err(Error::argument("batch space", format!("{:?}", self.space), format!("{:?}", from.space)));
-        }
-        if rows.len() > self.capacity() {
-            return Err(Error::argument("batch", format!("at most {} sequences", self.capacity()), rows.len()));
-        }
-        self.rows = rows.len();
-        for (to, &row) in rows.iter().enumerate() {
-            self.set(to, from.sequence(row as usize));
-        }
-        Ok(())
     }
 
     /// Number of tokens over all rows, EOS included.

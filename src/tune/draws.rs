@@ -1,0 +1,108 @@
+//! Sequences drawn from a proposal, with everything the weights need.
+
+use super::Target;
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::models::{Policy, Sampler};
+use crate::rng::Draw;
+use crate::tokens::{Batch, Space};
+
+/// Which distribution proposes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Source {
+    /// r.
+    Base,
+    /// r with the target's look-ahead.
+    Guided,
+    /// A policy: a frozen copy of π, or π itself.
+    Policy,
+}
+
+/// A batch of draws: tokens, log q, log r, φ and log P of each row, on the backend and, but for tokens and log r, also
+/// on the host.
+pub struct Draws<B: Backend> {
+    /// The sequences.
+    pub batch: Batch<B>,
+    log_q: B::Buffer<f64>,
+    log_base: B::Buffer<f64>,
+    log_p: B::Buffer<f64>,
+    phi: B::Buffer<f32>,
+    /// log q per row.
+    pub host_log_q: Vec<f64>,
+    /// log P per row.
+    pub host_log_p: Vec<f64>,
+    /// φ, `[rows, F]`.
+    pub host_phi: Vec<f32>,
+}
+
+impl<B: Backend> Draws<B> {
+    /// Room for `rows` draws with `features` features.
+    pub fn new(backend: &B, space: Space, rows: usize, features: usize) -> Result<Self> {
+        Ok(Draws {
+            batch: Batch::with_capacity(backend, space, rows)?,
+            log_q: backend.zeros(rows, "log q")?,
+            log_base: backend.zeros(rows, "log r")?,
+            log_p: backend.zeros(rows, "log P")?,
+            phi: backend.zeros(rows * features, "features")?,
+            host_log_q: vec![0.0; rows],
+            host_log_p: vec![0.0; rows],
+            host_phi: vec![0.0; rows * features],
+        })
+    }
+
+    /// Number of draws.
+    pub fn rows(&self) -> usize {
+        self.batch.rows
+    }
+
+    /// log q per row, on the backend.
+    pub fn log_q(&self) -> B::View<'_, f64> {
+        B::view(&self.log_q, self.batch.rows)
+    }
+
+    /// Fills all rows from `source`: sequence, log q, log r, φ, log P. When r itself samples, log r comes from the same
+    /// pass as log q.
+    ///
+    /// # Errors
+    /// A guided source without a guide, a policy source without a policy, NaN in log P.
+    pub fn fill<R: Sampler<B>, P: Policy<B>>(
+        &mut self,
+        backend: &B,
+        target: &mut Target<'_, B, R>,
+        source: Source,
+        policy: Option<&mut P>,
+        draw: Draw,
+    ) -> Result<()> {
+        let rows = self.batch.capacity();
+        let log_q = B::view_mut(&mut self.log_q, rows);
+        match source {
+            Source::Base => {
+                target.base.sample(draw, None, &mut self.batch, log_q, B::view_mut(&mut self.log_base, rows))?
+            }
+            Source::Guided => {
+                let guide = target.guide.ok_or_else(|| Error::argument("guided proposal", "a guide", "none"))?;
+                target.base.sample(draw, Some(guide), &mut self.batch, log_q, B::view_mut(&mut self.log_base, rows))?
+            }
+            Source::Policy => {
+                let policy = policy.ok_or_else(|| Error::argument("proposal", "a policy", "none"))?;
+                policy.sample(draw, None, &mut self.batch, log_q, B::view_mut(&mut self.log_p, rows))?;
+                target.base.score(&self.batch, B::view_mut(&mut self.log_base, rows))?;
+            }
+        }
+        target.features.evaluate(backend, &self.batch, B::view_mut(&mut self.phi, rows * target.features.len()))?;
+        target.potential.log_potential(
+            backend,
+            B::view(&self.log_base, rows),
+            B::view(&self.phi, rows * target.features.len()),
+            B::view_mut(&mut self.log_p, rows),
+        )?;
+        backend.download(&self.log_q, &mut self.host_log_q)?;
+        backend.download(&self.log_p, &mut self.host_log_p)?;
+        backend.download(&self.phi, &mut self.host_phi)?;
+        match self.host_log_p.iter().zip(&self.host_log_q).position(|(p, q)| (p - q).is_nan() || *p == f64::INFINITY) {
+            Some(row) => Err(Error::not_a_number("log-weight", format!("draw {row}"))),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Draws that only judge: has π become better than q?
+
+use super::{Draws, Source, Swap, Target};
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::models::{Policy, Sampler};
+use crate::rng::Draw;
+use crate::tokens::{Batch, Space};
+use crate::weights::{Estimate, ImportanceWeights, MIN_ESS, cross_entropy_difference};
+
+/// The most draws of one proposal that are kept to judge by, in evaluations.
+const KEPT_EVALUATIONS: usize = 8;
+
+/// Draws of the current proposal, none of which either model was trained on.
+pub(super) struct Judge<B: Backend> {
+    draws: Draws<B>,
+    held: Batch<B>,
+    log_p: Vec<f64>,
+    log_q: Vec<f64>,
+    log_pi: B::Buffer<f64>,
+    host_log_pi: Vec<f64>,
+    oldest: usize,
+    slots: Vec<u32>,
+}
+
+/// What the judge found.
+pub(super) struct Verdict {
+    pub kl: Option<Estimate>,
+    pub kl_proposal: Option<Estimate>,
+    pub ess: f64,
+    pub superior: bool,
+}
+
+impl<B: Backend> Judge<B> {
+    pub fn new(backend: &B, space: Space, rows: usize, features: usize) -> Result<Self> {
+        let held = rows * KEPT_EVALUATIONS;
+        Ok(Judge {
+            draws: Draws::new(backend, space, rows, features)?,
+            held: Batch::with_capacity(backend, space, held)?,
+            log_p: Vec::with_capacity(held),
+            log_q: Vec::with_capacity(held),
+            log_pi: backend.zeros(held, "log-probs of the policy")?,
+            host_log_pi: vec![0.0; held],
+            oldest: 0,
+            slots: (0..rows as u32).collect(),
+        })
+    }
+
+    /// Forgets the draws of a proposal that is no more.
+    pub fn forget(&mut self) {
+        self.held.rows = 0;
+        self.log_p.clear();
+        self.log_q.clear();
+        self.oldest = 0;
+    }
+
+    /// Draws afresh from q, scores all held draws under π, and compares.
+    pub fn judge<R: Sampler<B>, P: Policy<B>>(
+        &mut self,
+        backend: &B,
+        target: &mut Target<'_, B, R>,
+        source: Source,
+        proposal: Option<&mut P>,
+        policy: &mut P,
+        swap: Swap,
+        draw: Draw,
+    ) -> Result<Verdict> {
+        self.draws.fill(backend, target, source, proposal, draw)?;
+        let rows = self.draws.rows();
+        if self.held.rows < self.held.capacity() {
+            self.held.copy_rows(backend, &self.draws.batch, &self.slots, self.held.rows)?;
+            self.log_p.extend_from_slice(&self.draws.host_log_p);
+            self.log_q.extend_from_slice(&self.draws.host_log_q);
+        } else {
+            self.held.copy_rows(backend, &self.draws.batch, &self.slots, self.oldest)?;
+            self.log_p[self.oldest..][..rows].copy_from_slice(&self.draws.host_log_p);
+            self.log_q[self.oldest..][..rows].copy_from_slice(&self.draws.host_log_q);
+            self.oldest = (self.oldest + rows) % self.held.capacity();
+        }
+        policy.score(&self.held, B::view_mut(&mut self.log_pi, self.held.rows))?;
+        let log_pi = &mut self.host_log_pi[..self.held.rows];
+        backend.download(&self.log_pi, log_pi)?;
+        compare(&self.log_p, &self.log_q, log_pi, swap)
+    }
+}
+
+fn compare(log_p: &[f64], log_q: &[f64], log_pi: &[f64], swap: Swap) -> Result<Verdict> {
+    let weights = match ImportanceWeights::new(log_p, log_q) {
+        Ok(weights) => weights,
+        // Not one draw of positive weight yet: nothing can be said.
+        Err(Error::NoAnswer { .. }) => return Ok(Verdict { kl: None, kl_proposal: None, ess: 0.0, superior: false }),
+        Err(error) => return Err(error),
+    };
+    let enough = weights.ess() >= MIN_ESS;
+    let superior = match swap {
+        Swap::Kl => weights.is_superior(log_pi)?,
+        Swap::Tv => enough && weights.tv_difference(log_pi)?.exceeds_zero(2.0),
+        _ => false,
+    };
+    Ok(Verdict {
+        kl: enough.then(|| weights.kl_to(log_pi)).transpose()?,
+        kl_proposal: enough.then(|| weights.kl_to_proposal()),
+        ess: weights.ess() / log_p.len() as f64,
+        superior,
+    })
+}
+
+/// The paper's test: lower cross-entropy on held-out data, by more than two standard errors.
+pub(super) struct DataJudge<B: Backend> {
+    log_pi: B::Buffer<f64>,
+    log_q: B::Buffer<f64>,
+    host_log_pi: Vec<f64>,
+    host_log_q: Vec<f64>,
+}
+
+impl<B: Backend> DataJudge<B> {
+    pub fn new(backend: &B, rows: usize) -> Result<Self> {
+        Ok(DataJudge {
+            log_pi: backend.zeros(rows, "held-out log-probs")?,
+            log_q: backend.zeros(rows, "held-out log-probs")?,
+            host_log_pi: vec![0.0; rows],
+            host_log_q: vec![0.0; rows],
+        })
+    }
+
+    /// `proposal` is the policy that proposes, `None` where the base does.
+    pub fn is_superior<R: Sampler<B>, P: Policy<B>>(
+        &mut self,
+        backend: &B,
+        base: &mut R,
+        proposal: Option<&mut P>,
+        policy: &mut P,
+        data: &Batch<B>,
+    ) -> Result<bool> {
+        policy.score(data, B::view_mut(&mut self.log_pi, data.rows))?;
+        let log_q = B::view_mut(&mut self.log_q, data.rows);
+        match proposal {
+            Some(proposal) => proposal.score(data, log_q)?,
+            None => base.score(data, log_q)?,
+        }
+        backend.download(&self.log_pi, &mut self.host_log_pi)?;
+        backend.download(&self.log_q, &mut self.host_log_q)?;
+        Ok(cross_entropy_difference(&self.host_log_q, &self.host_log_pi)?.exceeds_zero(2.0))
+    }
+}

@@ -1,0 +1,238 @@
+//! Training-2: an autoregressive policy π towards p = P/Z by distributional policy gradient,
+//! θ += α·P(x)/q(x)·∇log π(x) with x from a proposal q, and q ← π whenever π has become superior (Parshakova, Andreoli &
+//! Dymetman 2019, "Distributional reinforcement learning for energy-based sequential models"), beside on-policy DPG,
+//! distillation and reward maximisation.
+//!
+//! [`tune`] reads as the pipeline: draw from q, score under r, features, potential, weights, gradient, update, swap.
+
+use crate::adam::AdamOptions;
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::exact::Guide;
+use crate::features::FeatureTable;
+use crate::models::{Policy, Sampler};
+use crate::potential::Potential;
+use crate::rng::{Draw, Purpose};
+use crate::tokens::Batch;
+use crate::weights::Estimate;
+
+mod draws;
+mod evaluate;
+mod judge;
+mod pool;
+mod tuner;
+
+pub use draws::{Draws, Source};
+pub use evaluate::{Evaluation, evaluate};
+
+/// What the policy is trained towards: P = r·b·exp⟨λ, φ⟩, and a look-ahead that guides r towards it.
+pub struct Target<'a, B: Backend, R> {
+    /// r.
+    pub base: &'a mut R,
+    /// φ.
+    pub features: &'a FeatureTable<B>,
+    /// b and λ.
+    pub potential: &'a Potential<B>,
+    /// The guided proposal's look-ahead, where there is one.
+    pub guide: Option<&'a Guide<B>>,
+}
+
+/// How the policy is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Method {
+    /// DPG, x ~ q, with the swap; draws are cached with their weights and serve several updates.
+    DpgOffPolicy,
+    /// DPG, x ~ π, weight P/π.
+    DpgOnPolicy,
+    /// Maximum likelihood on samples of p, accepted by rejection.
+    Distill,
+    /// REINFORCE on the reward R = P, the foil: it maximises E_π[P], which is not to match p.
+    Reinforce,
+}
+
+/// When q ← π.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Swap {
+    /// Lower KL(p‖·) by the paired test: Δ beyond two standard errors, ESS of 100 or more.
+    Kl,
+    /// Lower TV(p, ·), by the same test.
+    Tv,
+    /// Lower cross-entropy on held-out data (the paper's), by the same test.
+    CrossEntropy,
+    /// Every so many batches of draws.
+    Every(u64),
+    /// Never.
+    Never,
+}
+
+/// How [`tune`] goes about it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct TuneOptions {
+    /// The method.
+    pub method: Method,
+    /// The proposal that off-policy DPG and distillation start from.
+    pub proposal: Source,
+    /// When q ← π; read by off-policy DPG.
+    pub swap: Swap,
+    /// Whether Ẑ·π/q (for REINFORCE, the mean reward) is subtracted from the weight.
+    pub baseline: bool,
+    /// Sequences to draw for training: the budget.
+    pub samples: usize,
+    /// Sequences per draw and per update.
+    pub batch: usize,
+    /// Updates per batch of draws, each on sequences of the cache; on-policy methods make 1.
+    pub updates: usize,
+    /// Draws kept with their weights; the oldest leave first.
+    pub cache: usize,
+    /// The optimiser at the start; the gradient is per token.
+    pub adam: AdamOptions,
+    /// Whether the learning rate falls linearly to a twentieth over the budget.
+    pub decay: bool,
+    /// Evaluations over the run.
+    pub evaluations: usize,
+    /// Sequences drawn for each evaluation.
+    pub evaluation_rows: usize,
+    /// Seed of all draws.
+    pub seed: u64,
+}
+
+impl Default for TuneOptions {
+    fn default() -> Self {
+        TuneOptions {
+            method: Method::DpgOffPolicy,
+            proposal: Source::Guided,
+            swap: Swap::Kl,
+            baseline: false,
+            samples: 20_000,
+            batch: 500,
+            updates: 4,
+            cache: 65_536,
+            adam: AdamOptions { clip: 1.0, ..AdamOptions::default() },
+            decay: true,
+            evaluations: 20,
+            evaluation_rows: 1024,
+            seed: 0,
+        }
+    }
+}
+
+impl TuneOptions {
+    /// # Errors
+    /// A count of zero, a bad optimiser, a swap interval of zero.
+    pub fn check(&self) -> Result<()> {
+        self.adam.check()?;
+        let counts = [
+            ("training samples", self.samples),
+            ("batch", self.batch),
+            ("updates per batch", self.updates),
+            ("cached draws", self.cache),
+            ("evaluations", self.evaluations),
+            ("evaluation rows", self.evaluation_rows),
+        ];
+        if let Some((what, _)) = counts.iter().find(|(_, count)| *count == 0) {
+            return Err(Error::argument(*what, "1 or more", 0));
+        }
+        if self.swap == Swap::Every(0) {
+            return Err(Error::argument("swap interval", "1 batch or more", 0));
+        }
+        if self.proposal == Source::Policy {
+            return Err(Error::argument("first proposal", "the base, guided or not", "the policy"));
+        }
+        Ok(())
+    }
+
+    /// The share of the full learning rate once `samples` sequences have been drawn.
+    fn rate(&self, samples: usize) -> f32 {
+        if self.decay { 1.0 - 0.95 * (samples as f32 / self.samples as f32).min(1.0) } else { 1.0 }
+    }
+}
+
+/// How things stand at one evaluation.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Record {
+    /// Sequences drawn for training so far.
+    pub samples: usize,
+    /// Updates made so far.
+    pub updates: usize,
+    /// Mean over the last updates of −log π per token of the sequences trained on, weighted as trained.
+    pub loss: f64,
+    /// KL(p‖π) in nats, where an independent sample of the proposal allows an estimate.
+    pub kl: Option<Estimate>,
+    /// KL(p‖q) likewise.
+    pub kl_proposal: Option<Estimate>,
+    /// Effective sample size of the proposal's weights, as a share of the sample.
+    pub ess: f64,
+    /// E_π φ per feature.
+    pub moments: Vec<Estimate>,
+    /// log Ẑ over all draws so far.
+    pub log_z: f64,
+    /// Swaps so far.
+    pub swaps: usize,
+}
+
+/// How far [`tune`] has come.
+#[derive(Debug, Clone, Copy)]
+pub struct TuneProgress<'a> {
+    /// Sequences drawn for training so far.
+    pub samples: usize,
+    /// The budget.
+    pub of: usize,
+    /// The record just made, where this call is an evaluation.
+    pub record: Option<&'a Record>,
+}
+
+/// What [`tune`] did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tuned {
+    /// Sequences drawn for training.
+    pub samples: usize,
+    /// Updates made.
+    pub updates: usize,
+    /// q ← π so many times.
+    pub swaps: usize,
+    /// All evaluations.
+    pub history: Vec<Record>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// Trains `policy` towards `target`. `data` is used by [`Swap::CrossEntropy`] (held-out: never trained on) and by
+/// [`Method::Distill`] (added to the accepted samples). `progress` is called after each batch of draws.
+///
+/// The same seed gives the same policy bit for bit, whatever the number of threads.
+///
+/// # Errors
+/// Bad options; a guided proposal without a guide; a cross-entropy swap without data or from a guided proposal (which
+/// cannot score data); no draw of positive weight in the whole budget; NaN anywhere.
+pub fn tune<B: Backend, R: Sampler<B>, P: Policy<B>>(
+    backend: &B,
+    target: &mut Target<'_, B, R>,
+    policy: &mut P,
+    options: &TuneOptions,
+    data: Option<&Batch<B>>,
+    mut progress: impl FnMut(TuneProgress<'_>),
+) -> Result<Tuned> {
+    options.check()?;
+    let mut tuner = tuner::Tuner::new(backend, target, policy, options, data)?;
+    let batches = options.samples.div_ceil(options.batch);
+    for batch in 0..batches {
+        let draw = Draw::new(options.seed, Purpose::Tune).skip((batch * options.batch) as u64);
+        tuner.draw(draw)?;
+        tuner.train()?;
+        let due = |batch: usize| batch * options.evaluations / batches;
+        if due(batch + 1) > due(batch) {
+            tuner.evaluate()?;
+        }
+        if let Swap::Every(interval) = options.swap
+            && (batch + 1) as u64 % interval == 0
+        {
+            tuner.swap()?;
+        }
+        let record = if due(batch + 1) > due(batch) { tuner.history.last() } else { None };
+        progress(TuneProgress { samples: tuner.samples, of: options.samples, record });
+    }
+    tuner.finish()
+}
