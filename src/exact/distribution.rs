@@ -8,7 +8,7 @@ use crate::backend::Cpu;
 use crate::error::{Error, Result, expect_len};
 use crate::features::{Automaton, FeatureSet};
 use crate::models::{Markov, Scorer, check_batch};
-use crate::potential::Potential;
+use crate::potential::{Potential, Role};
 use crate::rng::Draw;
 use crate::tokens::{Batch, Space, Token};
 
@@ -36,7 +36,7 @@ pub struct Exact {
     pub(super) chain: Markov,
     features: FeatureSet,
     pub(super) automaton: Automaton,
-    roles: Vec<crate::potential::Role>,
+    roles: Vec<Role>,
     ahead: LookAhead,
     /// Probability under p that a content ends in each automaton state, `[automaton.states()]`.
     pub(super) ends: Vec<f64>,
@@ -83,7 +83,7 @@ impl Exact {
 
     /// The probabilities of all states position by position, and the expectations that are sums over them.
     fn forward(&mut self) {
-        let ahead = &self.ahead;
+        let (ahead, eos) = (&self.ahead, self.space().eos);
         let mut mass = vec![0.0; ahead.states()];
         mass[0] = 1.0;
         for position in 0..self.space().longest as usize {
@@ -99,7 +99,7 @@ impl Exact {
                     }
                     self.entropy -= p * log_p;
                     self.expected_log_base += p * f64::from(log_base);
-                    if token as Token == ahead_eos(&self.chain) {
+                    if token as Token == eos {
                         self.ends[automaton_state as usize] += p;
                     } else {
                         after[ahead.after(state, token as Token) as usize] += p;
@@ -129,7 +129,7 @@ impl Exact {
     }
 
     /// One role per feature.
-    pub fn roles(&self) -> &[crate::potential::Role] {
+    pub fn roles(&self) -> &[Role] {
         &self.roles
     }
 
@@ -181,8 +181,8 @@ impl Exact {
     pub fn covariance(&self) -> Vec<f64> {
         let mean = self.moments();
         let centred = |state, at: usize| f64::from(self.automaton.values(state)[at]) - mean[at];
-        let pairs = mean.iter().enumerate().flat_map(|(i, _)| (0..mean.len()).map(move |j| (i, j)));
-        pairs.map(|(i, j)| self.expectation(|state| centred(state, i) * centred(state, j))).collect()
+        let n = mean.len();
+        (0..n * n).map(|ij| self.expectation(|state| centred(state, ij / n) * centred(state, ij % n))).collect()
     }
 
     /// log p(x), exactly normalised; −∞ where the sequence is impossible.
@@ -267,10 +267,6 @@ impl Exact {
         }
         tokens.len() as u32
     }
-}
-
-fn ahead_eos(chain: &Markov) -> Token {
-    Scorer::<Cpu>::space(chain).eos
 }
 
 impl Scorer<Cpu> for Exact {
