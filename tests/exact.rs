@@ -134,6 +134,23 @@ fn exact_quantities_equal_enumeration() {
 }
 
 #[test]
+fn expected_log_prob_of_other_chains_equals_enumeration() {
+    for (chain, features, roles, exact) in cases() {
+        let truth = enumerate(&chain, &features, &roles);
+        for (order, positions) in [(0, 1), (2, 1), (1, 7)] {
+            let model = random_chain(features.space(), order, positions, 99);
+            let got = exact.expected_log_prob(&model).unwrap();
+            let log_model = enumerate(&model, &features, &roles).log_base;
+            assert_close("E log model", got, truth.mean(|row| log_model[row]), 1e-9);
+        }
+        assert_close("of the base", exact.expected_log_prob(&chain).unwrap(), exact.expected_log_base(), 1e-10);
+        let narrow = Markov::noise(features.space(), 3).unwrap();
+        assert_eq!(exact.expected_log_prob(&narrow).unwrap(), f64::NEG_INFINITY);
+        assert!(exact.expected_log_prob(&random_chain(Space::new(2, 6).unwrap(), 0, 1, 1)).is_err());
+    }
+}
+
+#[test]
 fn sequence_and_token_probabilities_equal_enumeration() {
     for (chain, features, roles, mut exact) in cases() {
         let truth = enumerate(&chain, &features, &roles);

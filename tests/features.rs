@@ -131,7 +131,6 @@ fn special_tokens_in_front_of_the_content_tokens() {
     check_all(&set.with("e", Feature::EditDistance(vec![4, 3])).unwrap(), &all(space));
 }
 
-/// A pattern cut out of a text half of the time, so that matches are not rare.
 fn pattern(symbols: u32, longest: usize) -> impl Strategy<Value = Vec<Token>> {
     prop::collection::vec(0..symbols, 1..=longest)
 }
