@@ -7,6 +7,7 @@ pub mod checkpoint;
 mod error;
 pub mod exact;
 pub mod features;
+pub mod fit;
 pub mod models;
 pub mod potential;
 pub mod rng;
