@@ -10,6 +10,7 @@ pub mod exact;
 pub mod features;
 pub mod gradient;
 pub mod log_prob;
+pub mod fit;
 pub mod models;
 pub mod potential;
 pub mod rng;

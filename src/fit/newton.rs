@@ -102,7 +102,8 @@ impl Problem {
         let mean = self.weighted(v, |v| v).0;
         let squares = fold_chunks(self.rows(), |rows| rows.map(|row| v(row).powi(2)).sum::<f64>(), 0.0, |a, b| a + b);
         let (first, second) = self.weighted(v, |v| v * v);
-        let centred = second - &first * mean.transpose() - &mean * first.transpose() + &mean * mean.transpose() * squares;
+        let centred =
+            second - &first * mean.transpose() - &mean * first.transpose() + &mean * mean.transpose() * squares;
         // v here sums to 1 instead of n: the factor n² cancels one n of the denominator.
         let drawn = self.drawn as f64;
         centred * (drawn / (drawn - 1.0).max(1.0))
@@ -156,8 +157,8 @@ impl Problem {
         let mut size = 1.0;
         while size > 1e-12 {
             let moved = lambda + &step * size;
-            // Near the optimum the gain is below the rounding of the dual itself.
-            let slack = 1e-15 * (1.0 + before.abs());
+            // Near the optimum the gain, quadratic in the gradient, is below the rounding of the dual itself.
+            let slack = 1e-12 * (1.0 + before.abs());
             if self.dual(&moved) >= before + 1e-4 * size * slope - slack {
                 return Some(moved);
             }

@@ -1,0 +1,78 @@
+//! The guided proposal of a fit: a Markov chain in place of the base, looking ahead to the potential.
+
+use super::plan::Plan;
+use crate::backend::Cpu;
+use crate::error::{Error, Result};
+use crate::exact::{Exact, Guide, LookAhead};
+use crate::features::FeatureSet;
+use crate::models::Markov;
+use crate::potential::{Potential, Role};
+use crate::tokens::Batch;
+
+/// Cells of the chain's table; past this it gives up positions, then its context.
+const LARGEST_CHAIN: usize = 1 << 22;
+
+/// Pseudo-count per token: the chain must support all that the base may emit.
+const SMOOTHING: f64 = 0.1;
+
+/// A starting λ beyond this in some component is not believed.
+const LARGEST_START: f64 = 25.0;
+
+/// A chain of first order by position fitted to samples of the base, coarser where its table would be too large.
+pub(super) fn surrogate(batch: &Batch) -> Result<Markov> {
+    let (vocab, longest) = (batch.space.vocab as usize, batch.space.longest as usize);
+    let fits = |order: u32, positions: usize| {
+        vocab.checked_pow(order + 1).is_some_and(|cells| cells.saturating_mul(positions) <= LARGEST_CHAIN)
+    };
+    let (order, by_position) = match () {
+        () if fits(1, longest) => (1, true),
+        () if fits(1, 1) => (1, false),
+        () => (0, fits(0, longest)),
+    };
+    Markov::fit(batch, order, by_position, SMOOTHING)
+}
+
+/// The guide towards the plan's potential, over all features that are automata where their product has at most
+/// `limit` states, else over the hard constraints only (which is noted).
+///
+/// # Errors
+/// Constraints that exceed the limit as well, or that no sequence meets.
+pub(super) fn guide(chain: &Markov, plan: &mut Plan, limit: usize) -> Result<Guide> {
+    let all = LookAhead::towards(chain, plan.features, &plan.potential()?, limit);
+    let ahead = match all {
+        Err(Error::Argument { .. }) => {
+            let constrain = |role: &Role| if matches!(role, Role::Tilt(_)) { Role::Ignore } else { *role };
+            let roles: Vec<Role> = plan.roles.iter().map(constrain).collect();
+            plan.note(format!(
+                "the automaton of all features has more than {limit} states: only hard constraints guide the proposal"
+            ));
+            LookAhead::towards(chain, plan.features, &Potential::new(&Cpu, &roles)?, limit)?
+        }
+        all => all?,
+    };
+    Ok(ahead.guide())
+}
+
+/// λ of the plan's tilting automaton features, fitted exactly under the chain: a start from which the first guided
+/// sample already shows what is wanted. Leaves λ at 0 where the chain has no answer; the fit itself will tell.
+pub(super) fn start(chain: &Markov, plan: &mut Plan, limit: usize) {
+    let matters = |&i: &usize| plan.features.is_automaton(i) && plan.roles[i] != Role::Ignore;
+    let which: Vec<usize> = (0..plan.roles.len()).filter(matters).collect();
+    if let Ok(exact) = fit_under(chain, plan, &which, limit) {
+        let sane = |role: &Role| !matches!(role, Role::Tilt(lambda) if !(lambda.abs() <= LARGEST_START));
+        if exact.roles().iter().all(sane) {
+            which.iter().zip(exact.roles()).for_each(|(&i, &role)| plan.roles[i] = role);
+        }
+    }
+}
+
+fn fit_under(chain: &Markov, plan: &Plan, which: &[usize], limit: usize) -> Result<Exact> {
+    let mut features = FeatureSet::new(plan.features.space());
+    for &i in which {
+        features = features.with(plan.features.names()[i].clone(), plan.features.features()[i].clone())?;
+    }
+    let pick = |i: &usize| plan.roles[*i];
+    let potential = Potential::new(&Cpu, &which.iter().map(pick).collect::<Vec<_>>())?;
+    let targets: Vec<f64> = which.iter().map(|&i| plan.targets[i]).collect();
+    Exact::new(chain, &features, &potential, limit)?.fit_moments(&targets)
+}
