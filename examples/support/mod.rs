@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use ebm_dpg::{Error, Result};
 
+pub mod experiment;
 pub mod options;
 pub mod plot;
 pub mod progress;

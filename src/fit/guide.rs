@@ -32,25 +32,36 @@ pub(super) fn surrogate(batch: &Batch) -> Result<Markov> {
     Markov::fit(batch, order, by_position, SMOOTHING)
 }
 
-/// The guide towards the plan's potential, over all features that are automata where their product has at most
-/// `limit` states, else over the hard constraints only (which is noted).
+/// The guide towards the plan's potential; where only the hard constraints could guide, that is noted.
 ///
 /// # Errors
 /// Constraints that exceed the limit as well, or that no sequence meets.
 pub(super) fn guide(chain: &Markov, plan: &mut Plan, limit: usize) -> Result<Guide> {
-    let all = LookAhead::towards(chain, plan.features, &plan.potential()?, limit);
-    let ahead = match all {
+    let (guide, all) = towards(chain, plan.features, &plan.potential()?, limit)?;
+    if !all {
+        plan.note(format!(
+            "the automaton of all features has more than {limit} states: only hard constraints guide the proposal"
+        ));
+    }
+    Ok(guide)
+}
+
+/// The guide over all features that are automata where their product has at most `limit` states, else over the hard
+/// constraints only; and which of the two it is.
+pub(super) fn towards(
+    chain: &Markov,
+    features: &FeatureSet,
+    potential: &Potential,
+    limit: usize,
+) -> Result<(Guide, bool)> {
+    match LookAhead::towards(chain, features, potential, limit) {
         Err(Error::Argument { .. }) => {
             let constrain = |role: &Role| if matches!(role, Role::Tilt(_)) { Role::Ignore } else { *role };
-            let roles: Vec<Role> = plan.roles.iter().map(constrain).collect();
-            plan.note(format!(
-                "the automaton of all features has more than {limit} states: only hard constraints guide the proposal"
-            ));
-            LookAhead::towards(chain, plan.features, &Potential::new(&Cpu, &roles)?, limit)?
+            let roles: Vec<Role> = potential.roles().iter().map(constrain).collect();
+            Ok((LookAhead::towards(chain, features, &Potential::new(&Cpu, &roles)?, limit)?.guide(), false))
         }
-        all => all?,
-    };
-    Ok(ahead.guide())
+        ahead => Ok((ahead?.guide(), true)),
+    }
 }
 
 /// λ of the plan's tilting automaton features, fitted exactly under the chain: a start from which the first guided

@@ -203,6 +203,27 @@ pub fn fit<B: Backend, S: Sampler<B>>(
     run.report(&sample, guide, source.drawn)
 }
 
+/// A guide towards `potential` for a base that was not fitted with one: draws `options.base_samples` sequences, fits the
+/// Markov chain that stands in for the base, and looks ahead over all automaton features, or over the hard constraints
+/// alone where the product has more than `options.states` states.
+///
+/// # Errors
+/// Options out of range, another space, a constraint that no sequence meets.
+pub fn guide_towards<B: Backend, S: Sampler<B>>(
+    backend: &B,
+    base: &mut S,
+    features: &FeatureSet,
+    potential: &Potential,
+    options: &FitOptions,
+    draw: Draw,
+) -> Result<Guide> {
+    options.check()?;
+    let mut tokens = Batch::with_capacity(&Cpu, features.space(), options.base_samples)?;
+    let mut source = Source::new(backend, base, features.compile(backend)?, options.batch, draw);
+    source.sample(options.base_samples, None, Some(&mut tokens))?;
+    guide::towards(&guide::surrogate(&tokens)?, features, potential, options.states).map(|(guide, _)| guide)
+}
+
 /// A fit under way.
 struct Run<'a> {
     plan: Plan<'a>,
