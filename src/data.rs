@@ -12,6 +12,9 @@ use crate::tokens::{Batch, Space, Token};
 /// States that the automaton of a process may have; motifs and moduli stay far below.
 const STATES: usize = 1 << 20;
 
+/// The longest strings: the noise has a table per position.
+const LONGEST: u32 = 1 << 20;
+
 /// How many sequences each split owns: splits never share a draw, and a larger one begins with a smaller one.
 const SPLIT: u64 = 1 << 40;
 
@@ -37,11 +40,12 @@ impl Process {
     /// The space of binary strings of `length` bits and EOS: ids 0 and 1 are the bits.
     ///
     /// # Errors
-    /// A length of zero.
+    /// A length of zero, or one whose tables could not be held.
     pub fn space(length: u32) -> Result<Space> {
-        let longest = length.checked_add(1).filter(|_| length > 0);
-        let longest = longest.ok_or_else(|| Error::argument("length", "1 or more, below 2^32 − 1", length))?;
-        Space::new(2, longest)
+        if !(1..=LONGEST).contains(&length) {
+            return Err(Error::argument("length", format!("1 to {LONGEST} bits"), length));
+        }
+        Space::new(2, length + 1)
     }
 
     /// Mode m: noise conditioned on containing the motif.

@@ -208,13 +208,13 @@ impl Exact {
         terms.map(|(state, p)| p * f(state as u32)).sum()
     }
 
-    /// E_p[φ], `[F]`.
+    /// `E_p[φ]`, `[F]`.
     pub fn moments(&self) -> Vec<f64> {
         let value = |at| move |state| f64::from(self.automaton.values(state)[at]);
         (0..self.features.len()).map(|at| self.expectation(value(at))).collect()
     }
 
-    /// Cov_p[φ], `[F, F]`.
+    /// `Cov_p[φ]`, `[F, F]`.
     pub fn covariance(&self) -> Vec<f64> {
         let mean = self.moments();
         let centred = |state, at: usize| f64::from(self.automaton.values(state)[at]) - mean[at];
