@@ -4,6 +4,7 @@
 pub mod adam;
 pub mod backend;
 pub mod checkpoint;
+pub mod data;
 mod error;
 pub mod exact;
 pub mod features;

@@ -6,11 +6,14 @@ use super::LookAhead;
 use super::lookahead::log_terminal;
 use crate::backend::Cpu;
 use crate::error::{Error, Result, expect_len};
-use crate::features::{Automaton, FeatureSet};
+use crate::features::{Automaton, FeatureSet, explore};
 use crate::models::{Markov, Scorer, check_batch};
-use crate::potential::Potential;
+use crate::potential::{Potential, Role};
 use crate::rng::Draw;
 use crate::tokens::{Batch, Space, Token};
+
+/// The most transitions of a walk over pairs of states.
+const PAIRS: usize = 1 << 26;
 
 /// The normalised target of a chain, automaton features and their roles.
 ///
@@ -36,7 +39,7 @@ pub struct Exact {
     pub(super) chain: Markov,
     features: FeatureSet,
     pub(super) automaton: Automaton,
-    roles: Vec<crate::potential::Role>,
+    roles: Vec<Role>,
     ahead: LookAhead,
     /// Probability under p that a content ends in each automaton state, `[automaton.states()]`.
     pub(super) ends: Vec<f64>,
@@ -83,26 +86,22 @@ impl Exact {
 
     /// The probabilities of all states position by position, and the expectations that are sums over them.
     fn forward(&mut self) {
-        let ahead = &self.ahead;
+        let (ahead, eos) = (&self.ahead, self.space().eos);
         let mut mass = vec![0.0; ahead.states()];
         mass[0] = 1.0;
         for position in 0..self.space().longest as usize {
             let mut after = vec![0.0; ahead.states()];
             for state in (0..ahead.states() as u32).filter(|&state| mass[state as usize] > 0.0) {
                 let (automaton_state, context) = ahead.states[state as usize];
-                for (token, &log_base) in self.chain.row(position, context as usize).iter().enumerate() {
-                    let log_p = ahead.log_conditional(&self.chain, position, state, token as Token);
+                let row = self.chain.row(position, context as usize);
+                for (token, log_p) in ahead.outcomes(&self.chain, position, state) {
                     let p = mass[state as usize] * log_p.exp();
-                    // 0·log 0 = 0.
-                    if p == 0.0 {
-                        continue;
-                    }
                     self.entropy -= p * log_p;
-                    self.expected_log_base += p * f64::from(log_base);
-                    if token as Token == ahead_eos(&self.chain) {
+                    self.expected_log_base += p * f64::from(row[token as usize]);
+                    if token == eos {
                         self.ends[automaton_state as usize] += p;
                     } else {
-                        after[ahead.after(state, token as Token) as usize] += p;
+                        after[ahead.after(state, token) as usize] += p;
                     }
                 }
             }
@@ -129,7 +128,7 @@ impl Exact {
     }
 
     /// One role per feature.
-    pub fn roles(&self) -> &[crate::potential::Role] {
+    pub fn roles(&self) -> &[Role] {
         &self.roles
     }
 
@@ -165,24 +164,62 @@ impl Exact {
         terms.map(|(p, value)| p * value).sum::<f64>() - self.log_z()
     }
 
+    /// E_p[log model(x)] in nats, so that KL(p‖model) = −entropy − this; −∞ where the model misses a part of p.
+    ///
+    /// # Errors
+    /// Another space, or too many pairs of a state of p and a context of the model.
+    pub fn expected_log_prob(&self, model: &Markov) -> Result<f64> {
+        check_batch(self.space(), Scorer::<Cpu>::space(model))?;
+        let (ahead, eos, vocab) = (&self.ahead, self.space().eos, self.space().vocab as usize);
+        let step = |(state, context): (u32, u32), token: usize| {
+            let token = token as Token;
+            let stays = !self.space().is_content(token);
+            if stays {
+                (state, context)
+            } else {
+                (ahead.after(state, token), model.next_context(context as usize, token) as u32)
+            }
+        };
+        let (pairs, next) = explore((0, model.start_context() as u32), vocab, PAIRS / vocab, step)
+            .ok_or_else(|| Error::argument("model", format!("at most {} pairs of states", PAIRS / vocab), "more"))?;
+        let (mut mass, mut total) = (vec![0.0; pairs.len()], 0.0);
+        mass[0] = 1.0;
+        for position in 0..self.space().longest as usize {
+            let mut after = vec![0.0; pairs.len()];
+            for (pair, &(state, context)) in pairs.iter().enumerate().filter(|(pair, _)| mass[*pair] > 0.0) {
+                let row = model.row(position, context as usize);
+                for (token, log_p) in ahead.outcomes(&self.chain, position, state) {
+                    let p = mass[pair] * log_p.exp();
+                    // Underflow to 0 must not meet −∞.
+                    total += if p > 0.0 { p * f64::from(row[token as usize]) } else { 0.0 };
+                    if token != eos {
+                        after[next[pair * vocab + token as usize] as usize] += p;
+                    }
+                }
+            }
+            mass = after;
+        }
+        Ok(total)
+    }
+
     /// E_p[f(automaton state in which the content ends)].
     pub fn expectation(&self, f: impl Fn(u32) -> f64) -> f64 {
         let terms = self.ends.iter().enumerate().filter(|(_, p)| **p > 0.0);
         terms.map(|(state, p)| p * f(state as u32)).sum()
     }
 
-    /// E_p[φ], `[F]`.
+    /// `E_p[φ]`, `[F]`.
     pub fn moments(&self) -> Vec<f64> {
         let value = |at| move |state| f64::from(self.automaton.values(state)[at]);
         (0..self.features.len()).map(|at| self.expectation(value(at))).collect()
     }
 
-    /// Cov_p[φ], `[F, F]`.
+    /// `Cov_p[φ]`, `[F, F]`.
     pub fn covariance(&self) -> Vec<f64> {
         let mean = self.moments();
         let centred = |state, at: usize| f64::from(self.automaton.values(state)[at]) - mean[at];
-        let pairs = mean.iter().enumerate().flat_map(|(i, _)| (0..mean.len()).map(move |j| (i, j)));
-        pairs.map(|(i, j)| self.expectation(|state| centred(state, i) * centred(state, j))).collect()
+        let n = mean.len();
+        (0..n * n).map(|ij| self.expectation(|state| centred(state, ij / n) * centred(state, ij % n))).collect()
     }
 
     /// log p(x), exactly normalised; −∞ where the sequence is impossible.
@@ -248,29 +285,23 @@ impl Exact {
         let space = self.space();
         tokens.fill(space.pad);
         let mut state = 0;
-        for position in 0..tokens.len() {
-            let (threshold, mut cumulated, mut drawn) = (uniform(position), 0.0, space.eos);
-            for token in 0..space.vocab {
-                let p = self.ahead.log_conditional(&self.chain, position, state, token).exp();
-                if p > 0.0 {
-                    (drawn, cumulated) = (token, cumulated + p);
-                    if cumulated > threshold {
-                        break;
-                    }
+        for (position, slot) in tokens.iter_mut().enumerate() {
+            let (threshold, mut cumulated) = (uniform(position), 0.0);
+            for (token, log_p) in self.ahead.outcomes(&self.chain, position, state) {
+                // Rounding may leave the sum below the threshold: the last possible token stands then.
+                *slot = token;
+                cumulated += log_p.exp();
+                if cumulated > threshold {
+                    break;
                 }
             }
-            tokens[position] = drawn;
-            if drawn == space.eos {
+            if *slot == space.eos {
                 return position as u32 + 1;
             }
-            state = self.ahead.after(state, drawn);
+            state = self.ahead.after(state, *slot);
         }
         tokens.len() as u32
     }
-}
-
-fn ahead_eos(chain: &Markov) -> Token {
-    Scorer::<Cpu>::space(chain).eos
 }
 
 impl Scorer<Cpu> for Exact {

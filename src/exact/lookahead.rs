@@ -46,7 +46,7 @@ impl LookAhead {
             return Err(Error::argument("space of the automaton", expected, got));
         }
         expect_len("terminal values", automaton.states(), log_terminal.len())?;
-        if let Some(at) = log_terminal.iter().position(|value| !(*value < f64::INFINITY)) {
+        if let Some(at) = log_terminal.iter().position(|value| value.is_nan() || *value == f64::INFINITY) {
             return Err(Error::argument(format!("terminal value {at}"), "a number or −∞", log_terminal[at]));
         }
         let (vocab, positions) = (space.vocab as usize, space.longest as usize + 1);
@@ -119,6 +119,17 @@ impl LookAhead {
     #[inline]
     pub(super) fn log_conditional(&self, chain: &Markov, position: usize, state: u32, token: Token) -> f64 {
         self.log_weight(chain, position, state, token) - self.log_h(position, state)
+    }
+
+    /// The possible tokens at `position` in `state`, each with its exact log-probability.
+    pub(super) fn outcomes<'a>(
+        &'a self,
+        chain: &'a Markov,
+        position: usize,
+        state: u32,
+    ) -> impl Iterator<Item = (Token, f64)> + use<'a> {
+        let log_probs = move |token| (token, self.log_conditional(chain, position, state, token));
+        (0..self.space.vocab).map(log_probs).filter(|(_, log_p)| *log_p > f64::NEG_INFINITY)
     }
 
     /// The tables as a guided proposal reads them.

@@ -101,13 +101,7 @@ impl Automaton {
     /// The automaton of a checked feature whose named tokens `classes` tells apart; `None` where it is none.
     pub(super) fn with_classes(space: Space, classes: Classes, feature: &Feature) -> Option<Self> {
         let build = |states: usize, step: &dyn Fn(usize, Token) -> usize, value: &dyn Fn(usize) -> f32| {
-            let mut next = Vec::with_capacity(states * classes.len());
-            for state in 0..states {
-                let step = |&token: &Token| if space.is_content(token) { step(state, token) } else { state } as u32;
-                next.extend(classes.representatives().iter().map(step));
-            }
-            let values = (0..states).map(value).collect();
-            Automaton { space, classes: classes.clone(), outputs: 1, next, values }
+            Self::build(space, &classes, states, step, value)
         };
         // State n of a pattern of m tokens: n of them matched. State m + 1 of an anchored pattern: no match any more.
         let matched = |m: usize| move |state: usize| f32::from(u8::from(state == m));
@@ -145,6 +139,23 @@ impl Automaton {
             }),
             Feature::LongestCommonSubstring(_) | Feature::EditDistance(_) => return None,
         })
+    }
+
+    /// One output, from functions of the state's number; content tokens step, others stay.
+    fn build(
+        space: Space,
+        classes: &Classes,
+        states: usize,
+        step: &dyn Fn(usize, Token) -> usize,
+        value: &dyn Fn(usize) -> f32,
+    ) -> Self {
+        let mut next = Vec::with_capacity(states * classes.len());
+        for state in 0..states {
+            let step = |&token: &Token| if space.is_content(token) { step(state, token) } else { state } as u32;
+            next.extend(classes.representatives().iter().map(step));
+        }
+        let values = (0..states).map(value).collect();
+        Automaton { space, classes: classes.clone(), outputs: 1, next, values }
     }
 
     /// The minimised automaton of both, the values of `self` first; `None` where more than `limit` pairs of states

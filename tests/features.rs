@@ -1,0 +1,435 @@
+//! The feature table and the automata against naive definitions: by enumeration where the space is small, by random
+//! patterns and sequences where it is not.
+
+use ebm_dpg::backend::Cpu;
+use ebm_dpg::features::{Automaton, Feature, FeatureSet};
+use ebm_dpg::tokens::{Batch, Space, Token};
+use proptest::prelude::*;
+
+mod strings;
+use strings::{all, content};
+
+/// φ by definition: no automaton, no bit vectors.
+fn naive(feature: &Feature, space: Space, sequence: &[Token]) -> f32 {
+    let text = content(space, sequence);
+    let truth = |value: bool| f32::from(u8::from(value));
+    let contains = |text: &[Token], pattern: &[Token]| text.windows(pattern.len()).any(|window| window == pattern);
+    match feature {
+        Feature::Contains(pattern) => truth(contains(text, pattern)),
+        Feature::StartsWith(pattern) => truth(text.starts_with(pattern)),
+        Feature::EndsWith(pattern) => truth(text.ends_with(pattern)),
+        Feature::Equals(pattern) => truth(text == pattern),
+        Feature::MultipleOf { modulus, zero, one } => {
+            let is_number = text.iter().all(|token| token == zero || token == one);
+            let value = text.iter().fold(0_u128, |value, token| value * 2 + u128::from(token == one));
+            truth(is_number && value > 0 && value % u128::from(*modulus) == 0)
+        }
+        Feature::Length => sequence.len() as f32 / space.longest as f32,
+        Feature::LengthSquared => (sequence.len() as f32 / space.longest as f32).powi(2),
+        Feature::LongestCommonSubstring(pattern) => {
+            let substrings = (0..pattern.len()).flat_map(|i| (i + 1..=pattern.len()).map(move |j| &pattern[i..j]));
+            let longest = substrings.filter(|part| contains(text, part)).map(<[Token]>::len).max().unwrap_or(0);
+            longest as f32 / pattern.len() as f32
+        }
+        Feature::EditDistance(pattern) => {
+            let m = pattern.len();
+            let substrings = (0..=text.len()).flat_map(|i| (i..=text.len()).map(move |j| &text[i..j]));
+            let smallest = substrings.map(|part| edit_distance(pattern, part)).min().unwrap();
+            (m - smallest) as f32 / m as f32
+        }
+        other => panic!("no definition of {other:?}"),
+    }
+}
+
+/// Levenshtein's recurrence, the whole matrix.
+fn edit_distance(a: &[Token], b: &[Token]) -> usize {
+    let mut d = vec![vec![0; b.len() + 1]; a.len() + 1];
+    for i in 0..=a.len() {
+        for j in 0..=b.len() {
+            d[i][j] = match (i, j) {
+                (0, _) => j,
+                (_, 0) => i,
+                _ => {
+                    let replaced = d[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+                    replaced.min(d[i - 1][j] + 1).min(d[i][j - 1] + 1)
+                }
+            };
+        }
+    }
+    d[a.len()][b.len()]
+}
+
+fn evaluate(features: &FeatureSet, batch: &Batch) -> Vec<f32> {
+    let table = features.compile(&Cpu).unwrap();
+    let mut phi = vec![f32::NAN; batch.rows * features.len()];
+    table.evaluate(&Cpu, batch, &mut phi).unwrap();
+    phi
+}
+
+/// Table, single automata and product automaton against the definition, on every sequence.
+fn check_all(features: &FeatureSet, sequences: &[Vec<Token>]) {
+    let space = features.space();
+    let batch = Batch::from_sequences(space, sequences).unwrap();
+    let phi = evaluate(features, &batch);
+    let which: Vec<usize> = (0..features.len()).filter(|&at| features.is_automaton(at)).collect();
+    let product = features.automaton(&which, 1 << 16).unwrap();
+    for (row, sequence) in sequences.iter().enumerate() {
+        let values = product.values(product.run(content(space, sequence)));
+        assert_eq!(product.run(content(space, sequence)), product.run(sequence), "EOS must not move the state");
+        for (at, feature) in features.features().iter().enumerate() {
+            let want = naive(feature, space, sequence);
+            assert_eq!(phi[row * features.len() + at], want, "table: {feature:?} of {sequence:?}");
+            if let Some(output) = which.iter().position(|&other| other == at) {
+                assert_eq!(values[output], want, "product: {feature:?} of {sequence:?}");
+            }
+        }
+    }
+}
+
+fn every_kind(space: Space) -> FeatureSet {
+    let multiple = |modulus| Feature::MultipleOf { modulus, zero: 0, one: 1 };
+    [
+        Feature::Contains(vec![0, 1, 0]),
+        Feature::Contains(vec![1, 1]),
+        Feature::StartsWith(vec![1, 0]),
+        Feature::EndsWith(vec![0, 1, 0]),
+        Feature::EndsWith(vec![1, 1]),
+        Feature::Equals(vec![1, 0, 1]),
+        multiple(1),
+        multiple(2),
+        multiple(3),
+        multiple(5),
+        Feature::Length,
+        Feature::LengthSquared,
+        Feature::LongestCommonSubstring(vec![0, 1, 1, 0, 1, 0]),
+        Feature::EditDistance(vec![1, 0, 0, 1]),
+        Feature::EditDistance(vec![1]),
+    ]
+    .into_iter()
+    .fold(FeatureSet::new(space), |set, feature| set.with(format!("{feature:?}"), feature).unwrap())
+}
+
+#[test]
+fn every_kind_on_all_binary_sequences() {
+    let space = Space::new(2, 9).unwrap();
+    check_all(&every_kind(space), &all(space));
+}
+
+#[test]
+fn every_kind_on_all_ternary_sequences() {
+    // Token 2 is in no pattern: the class of other tokens, and no digit.
+    let space = Space::new(3, 6).unwrap();
+    check_all(&every_kind(space), &all(space));
+}
+
+#[test]
+fn special_tokens_in_front_of_the_content_tokens() {
+    let space = Space { vocab: 5, pad: 0, bos: 1, eos: 2, longest: 6 };
+    let set = FeatureSet::new(space);
+    let set = set.with("motif", Feature::Contains(vec![3, 4, 3])).unwrap().with("m", Feature::Length).unwrap();
+    let set = set.with("s", Feature::LongestCommonSubstring(vec![4, 3])).unwrap();
+    check_all(&set.with("e", Feature::EditDistance(vec![4, 3])).unwrap(), &all(space));
+}
+
+fn pattern(symbols: u32, longest: usize) -> impl Strategy<Value = Vec<Token>> {
+    prop::collection::vec(0..symbols, 1..=longest)
+}
+
+fn any_feature(symbols: u32) -> impl Strategy<Value = Feature> {
+    (0..8_u32, pattern(symbols, 6), 1..20_u32).prop_map(|(kind, pattern, modulus)| match kind {
+        0 | 1 => Feature::Contains(pattern),
+        2 => Feature::StartsWith(pattern),
+        3 => Feature::EndsWith(pattern),
+        4 => Feature::Equals(pattern),
+        5 => Feature::MultipleOf { modulus, zero: 1, one: 0 },
+        6 => Feature::LongestCommonSubstring(pattern),
+        _ => Feature::EditDistance(pattern),
+    })
+}
+
+proptest! {
+    // 300 sets × 40 sequences: 12,000 pairs.
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn random_pattern_sets((features, contents) in (2..5_u32).prop_flat_map(|symbols| (
+        prop::collection::vec(any_feature(symbols), 1..6),
+        prop::collection::vec(prop::collection::vec(0..symbols, 0..=12), 40),
+    ))) {
+        let space = Space::new(5, 12).unwrap();
+        let set = features.into_iter().fold(FeatureSet::new(space), |set, f| set.with("", f).unwrap());
+        let sequences: Vec<_> = contents.iter().map(|content| strings::sequence(space, content)).collect();
+        check_all(&set, &sequences);
+    }
+
+    #[test]
+    fn long_patterns(
+        pattern in pattern(3, 100),
+        contents in prop::collection::vec(prop::collection::vec(0..3_u32, 0..=100), 3),
+        at in 0..100_usize,
+    ) {
+        // Over 64 tokens: several words of bits. Every text gets a damaged piece of the pattern.
+        let space = Space::new(3, 101).unwrap();
+        let set = FeatureSet::new(space).with("s", Feature::LongestCommonSubstring(pattern.clone())).unwrap();
+        let set = set.with("e", Feature::EditDistance(pattern.clone())).unwrap();
+        let damaged = |mut text: Vec<Token>| {
+            let start = at % text.len().max(1);
+            let end = (start + pattern.len()).min(text.len());
+            text[start..end].copy_from_slice(&pattern[..end - start]);
+            if let Some(token) = text.get_mut(at / 2) { *token = (*token + 1) % 3 }
+            text
+        };
+        for text in contents.into_iter().map(damaged) {
+            let sequence = strings::sequence(space, &text);
+            let phi = evaluate(&set, &Batch::from_sequences(space, &[&sequence]).unwrap());
+            prop_assert_eq!(phi[0], naive(&set.features()[0], space, &sequence));
+            prop_assert_eq!(phi[1], sellers(&pattern, &text));
+        }
+    }
+}
+
+/// The feature of the smallest edit distance to any substring, by the recurrence of Sellers (1980).
+fn sellers(pattern: &[Token], text: &[Token]) -> f32 {
+    let m = pattern.len();
+    let mut column: Vec<usize> = (0..=m).collect();
+    let mut smallest = m;
+    for token in text {
+        let mut diagonal = 0;
+        for i in 1..=m {
+            let replaced = diagonal + usize::from(pattern[i - 1] != *token);
+            diagonal = column[i];
+            column[i] = replaced.min(column[i] + 1).min(column[i - 1] + 1);
+        }
+        smallest = smallest.min(column[m]);
+    }
+    (m - smallest) as f32 / m as f32
+}
+
+#[test]
+fn word_boundaries_of_the_bit_vectors() {
+    for m in [31, 32, 33, 63, 64, 65, 96, 97, 128, 200] {
+        let pattern: Vec<Token> = (0..m).map(|i| (i * i / 3 + i / 7) % 2).collect();
+        let space = Space::new(2, 201).unwrap();
+        let set = FeatureSet::new(space).with("e", Feature::EditDistance(pattern.clone())).unwrap();
+        let mut missing = pattern.clone();
+        missing.remove(m as usize / 2);
+        for text in [pattern.clone(), missing, vec![1; 200], vec![0], vec![]] {
+            let batch = Batch::from_sequences(space, &[strings::sequence(space, &text)]).unwrap();
+            assert_eq!(evaluate(&set, &batch), [sellers(&pattern, &text)], "m = {m}, text {text:?}");
+        }
+    }
+}
+
+#[test]
+fn empty_batch_and_no_features_are_no_ops() {
+    let space = Space::new(2, 4).unwrap();
+    let empty = Batch::from_sequences::<&[Token]>(space, &[]).unwrap();
+    assert!(
+        evaluate(
+            &every_kind(Space::new(2, 9).unwrap()),
+            &Batch::with_capacity(&Cpu, Space::new(2, 9).unwrap(), 3).unwrap()
+        )
+        .is_empty()
+    );
+    assert!(evaluate(&FeatureSet::new(space), &empty).is_empty());
+    assert!(evaluate(&FeatureSet::new(space), &Batch::from_sequences(space, &[[0, 3]]).unwrap()).is_empty());
+}
+
+#[test]
+fn cut_sequences_keep_their_last_token() {
+    let space = Space::new(2, 3).unwrap();
+    let set = FeatureSet::new(space).with("end", Feature::EndsWith(vec![1])).unwrap();
+    let set = set.with("whole", Feature::Contains(vec![0, 1, 1])).unwrap().with("M", Feature::Length).unwrap();
+    let batch = Batch::from_sequences(space, &[&[0, 1, 1], &[0, 1, 3][..], &[3]]).unwrap();
+    assert_eq!(evaluate(&set, &batch), [1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0 / 3.0]);
+}
+
+#[test]
+fn zero_and_the_empty_string_are_no_multiples() {
+    let space = Space::new(2, 5).unwrap();
+    let set = FeatureSet::new(space).with("3", Feature::MultipleOf { modulus: 3, zero: 0, one: 1 }).unwrap();
+    let batch = Batch::from_sequences(space, &[&[3][..], &[0, 0, 3], &[0, 1, 1, 3], &[1, 0, 0, 1, 0]]).unwrap();
+    assert_eq!(evaluate(&set, &batch), [0.0, 0.0, 1.0, 1.0]);
+}
+
+#[test]
+fn rows_beyond_one_block_are_written_in_order() {
+    let space = Space::new(2, 12).unwrap();
+    let set = every_kind(space);
+    check_all(&set, &all(space)[3000..4500]);
+}
+
+#[test]
+fn features_deterministic_across_thread_counts() {
+    let space = Space::new(2, 10).unwrap();
+    let (set, batch) = (every_kind(space), Batch::from_sequences(space, &all(space)).unwrap());
+    let on = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| evaluate(&set, &batch))
+    };
+    assert_eq!(on(1), on(3));
+}
+
+#[test]
+fn out_of_range_rows_become_nan_and_the_first_is_named() {
+    let space = Space::new(2, 4).unwrap();
+    let set = FeatureSet::new(space).with("motif", Feature::Contains(vec![1])).unwrap();
+    let mut batch = Batch::from_sequences(space, &[[1, 3], [1, 3], [0, 3], [1, 3]]).unwrap();
+    batch.tokens[4] = 17;
+    batch.lengths[3] = 0;
+    let mut phi = [0.5; 4];
+    let error = set.compile(&Cpu).unwrap().evaluate(&Cpu, &batch, &mut phi).unwrap_err();
+    assert!(error.to_string().contains("row 1 "), "{error}");
+    assert!(phi[0] == 1.0 && phi[1].is_nan() && phi[2] == 0.0 && phi[3].is_nan(), "{phi:?}");
+}
+
+#[test]
+fn wrong_shapes_are_errors_and_write_nothing() {
+    let space = Space::new(2, 4).unwrap();
+    let table = FeatureSet::new(space).with("motif", Feature::Contains(vec![1])).unwrap().compile(&Cpu).unwrap();
+    let batch = Batch::from_sequences(space, &[[1, 3]]).unwrap();
+    let mut phi = [7.0; 2];
+    assert!(table.evaluate(&Cpu, &batch, &mut phi).is_err());
+    let other = Batch::from_sequences(Space::new(2, 5).unwrap(), &[[1, 3]]).unwrap();
+    assert!(table.evaluate(&Cpu, &other, &mut phi[..1]).is_err());
+    assert_eq!(phi, [7.0; 2]);
+}
+
+#[test]
+fn bad_features_are_errors_that_name_them() {
+    let space = Space::new(2, 4).unwrap();
+    let multiple = |modulus, zero, one| Feature::MultipleOf { modulus, zero, one };
+    let bad = [
+        Feature::Contains(vec![]),
+        Feature::Contains(vec![0; 5]),
+        Feature::StartsWith(vec![2]),
+        Feature::EndsWith(vec![3]),
+        Feature::Equals(vec![9]),
+        Feature::LongestCommonSubstring(vec![]),
+        Feature::EditDistance(vec![0; 5]),
+        multiple(0, 0, 1),
+        multiple(u32::MAX, 0, 1),
+        multiple(3, 1, 1),
+        multiple(3, 0, 2),
+    ];
+    for feature in bad {
+        let error = FeatureSet::new(space).with("ding", feature.clone()).unwrap_err().to_string();
+        assert!(error.contains("'ding'") && !error.contains('\n'), "{feature:?}: {error}");
+    }
+    let huge = Space::new(2, 10_000).unwrap();
+    assert!(FeatureSet::new(huge).with("e", Feature::EditDistance(vec![0; 2049])).is_err());
+    // As long as the sequence fits: only a cut sequence can have it.
+    assert!(FeatureSet::new(space).with("whole", Feature::Contains(vec![0; 4])).is_ok());
+}
+
+#[test]
+fn products_are_minimal() {
+    let space = Space::new(2, 31).unwrap();
+    let set = FeatureSet::new(space).with("a", Feature::Contains(vec![1, 0, 0])).unwrap();
+    let set = set.with("b", Feature::Contains(vec![1, 0, 0])).unwrap();
+    // Twice the same, and implied by a longer one: nothing to remember beside the progress.
+    assert_eq!(set.automaton(&[0], 100).unwrap().states(), 4);
+    assert_eq!(set.automaton(&[0, 1], 100).unwrap().states(), 4);
+    assert_eq!(set.automaton(&[], 1).unwrap().states(), 1);
+    let even = Feature::MultipleOf { modulus: 2, zero: 0, one: 1 };
+    let ends = set.with("even", even).unwrap().automaton(&[2], 100).unwrap();
+    assert_eq!(ends.states(), 3, "zero, odd, even");
+    let equals = Automaton::new(space, &Feature::Equals(vec![1, 0])).unwrap();
+    assert_eq!((equals.states(), equals.count(2, 0), equals.count(3, 0)), (4, Some(1), Some(0)));
+}
+
+#[test]
+fn product_over_the_limit_names_the_feature() {
+    let space = Space::new(2, 31).unwrap();
+    let set = FeatureSet::new(space).with("small", Feature::StartsWith(vec![1])).unwrap();
+    let set = set.with("large", Feature::MultipleOf { modulus: 997, zero: 0, one: 1 }).unwrap();
+    let error = set.automaton(&[0, 1], 500).unwrap_err().to_string();
+    assert!(error.contains("'large'") && error.contains("500"), "{error}");
+    let set = set.with("fuzzy", Feature::EditDistance(vec![1, 0])).unwrap();
+    assert!(set.automaton(&[2], 500).unwrap_err().to_string().contains("'fuzzy'"));
+    assert!(set.automaton(&[3], 500).is_err());
+    assert!(Automaton::new(space, &Feature::Length).is_ok() && Automaton::new(space, &set.features()[2]).is_err());
+}
+
+#[test]
+fn features_too_large_for_one_product_get_entries_of_their_own() {
+    let space = Space::new(2, 11).unwrap();
+    let multiple = |set: FeatureSet, modulus| {
+        set.with(format!("{modulus}"), Feature::MultipleOf { modulus, zero: 0, one: 1 }).unwrap()
+    };
+    // 61·67 residues are more than one product may hold, and so are 3001 of one feature.
+    for moduli in [&[61, 67, 5][..], &[3001, 5]] {
+        let set = moduli.iter().fold(FeatureSet::new(space), |set, &modulus| multiple(set, modulus));
+        check_all(&set, &all(space));
+    }
+}
+
+#[test]
+fn flags_of_the_papers() {
+    let bits = |text: &str| text.bytes().map(|b| u32::from(b - b'0')).collect::<Vec<_>>();
+    let (space, motif) = (Space::new(2, 31).unwrap(), bits("10001011111000"));
+    let all = FeatureSet::from_flags(space, &motif, "Mvse1111111", None).unwrap();
+    let contains = |text: &str| Feature::Contains(bits(text));
+    let expected = [
+        ("length", Feature::Length),
+        ("length^2", Feature::LengthSquared),
+        ("substring", Feature::LongestCommonSubstring(motif.clone())),
+        ("edit", Feature::EditDistance(motif.clone())),
+        ("motif", contains("10001011111000")),
+        ("supermotif", contains("100010111110000")),
+        ("submotif", contains("1000101")),
+        ("first bit", Feature::StartsWith(vec![1])),
+        ("distractor 10101…", contains("10101101011010")),
+        ("distractor 1001001…", contains("1001001100100110")),
+        ("distractor 00110011…", contains("0011001")),
+    ];
+    let got: Vec<_> = all.names().iter().map(String::as_str).zip(all.features().iter().cloned()).collect();
+    assert_eq!(got, expected);
+    let some = FeatureSet::from_flags(space, &motif, "vM1001000", Some(17)).unwrap();
+    assert_eq!(some.names(), ["length^2", "length", "multiple of 17", "first bit"]);
+    assert_eq!(FeatureSet::from_flags(space, &motif, "0000000", None).unwrap().len(), 0);
+}
+
+#[test]
+fn bad_flags_are_errors() {
+    let space = Space::new(2, 31).unwrap();
+    for flags in ["", "101", "11111111", "1001112", "M", "1001111M", "x1001111", "é001111", "10011é1"] {
+        let error = FeatureSet::from_flags(space, &[1, 0, 1], flags, None).unwrap_err().to_string();
+        assert!(error.contains("[Mvse]*[01]{7}") && !error.contains('\n'), "{flags}: {error}");
+    }
+    let long = vec![1; 30];
+    let distractor = FeatureSet::from_flags(space, &long, "0000010", None).unwrap_err().to_string();
+    assert!(distractor.contains("distractor 1001001…"), "{distractor}");
+    let empty = FeatureSet::from_flags(space, &[1], "0000001", None).unwrap_err().to_string();
+    assert!(empty.contains("distractor 00110011…"), "{empty}");
+    assert!(FeatureSet::from_flags(space, &[], "1000000", None).is_err());
+    assert!(FeatureSet::from_flags(space, &[1], "1000000", Some(0)).is_err());
+}
+
+/// Throughput, for the record: `cargo test --release --test features -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn throughput() {
+    let space = Space::new(2, 31).unwrap();
+    let motif: Vec<Token> = "10001011111000".bytes().map(|b| u32::from(b - b'0')).collect();
+    for flags in ["1111111", "1001111", "Mv1001111", "s0000000", "e0000000", "Mvse1111111"] {
+        let set = FeatureSet::from_flags(space, &motif, flags, None).unwrap();
+        let table = set.compile(&Cpu).unwrap();
+        let noise = ebm_dpg::models::Markov::noise(space, 30).unwrap();
+        let mut batch = Batch::with_capacity(&Cpu, space, 100_000).unwrap();
+        let draw = ebm_dpg::rng::Draw::new(1, ebm_dpg::rng::Purpose::User);
+        let (mut q, mut p) = (vec![0.0; 100_000], vec![0.0; 100_000]);
+        ebm_dpg::models::Sampler::sample(&mut { noise }, draw, None, &mut batch, &mut q, &mut p).unwrap();
+        let mut phi = vec![0.0; batch.rows * set.len()];
+        let time = |phi: &mut [f32]| {
+            let start = std::time::Instant::now();
+            table.evaluate(&Cpu, &batch, phi).unwrap();
+            start.elapsed().as_secs_f64()
+        };
+        let best = (0..20).map(|_| time(&mut phi)).fold(f64::INFINITY, f64::min);
+        println!(
+            "{flags}: {:.0} million tokens/s, {} words",
+            batch.total_tokens() as f64 / best / 1e6,
+            table.words().len()
+        );
+    }
+}
