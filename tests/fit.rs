@@ -186,6 +186,10 @@ fn features_of_the_papers_in_mode_m() {
     let fit = fit(&Cpu, &mut noise.clone(), &set, &data, &FitOptions::default(), DRAW).unwrap();
     println!("{:?}\n{:?}\n{:?}\n{:?}", set.names(), fit.roles, fit.standard_errors, fit.warnings);
     assert!(fit.roles.contains(&Role::Require(1.0)) && fit.ess > 10_000.0 && fit.iterations <= 15);
+    // No distractor that the data never show is tilted towards.
+    for (i, moment) in data.moments().iter().enumerate().filter(|(_, moment)| **moment == 0.0) {
+        assert!(fit.lambda[i] <= 0.0, "λ {i} = {} for a moment of {moment}", fit.lambda[i]);
+    }
     // log Z is that of the motif alone, moved a little by features that the data tilt by chance.
     assert!((fit.log_z.value - target.log_z()).abs() < 0.3, "{:?} {}", fit.log_z, target.log_z());
 }

@@ -292,7 +292,8 @@ impl Run<'_> {
             return Err(self.plan.unreachable(&culprits(&tilting, &solution), sample, &rows));
         }
         self.plan.set_lambda(solution.lambda.as_slice());
-        Ok(())
+        // Each time one feature less, so this ends.
+        if self.plan.drop_contrary() { self.solve(sample) } else { Ok(()) }
     }
 
     fn start(&self, tilting: &[usize]) -> DVector<f64> {

@@ -208,6 +208,32 @@ impl<'a> Plan<'a> {
         Error::no_answer(format!("moments of {}", names.join(", ")), reason)
     }
 
+    /// Leaves out the features that stand for a constant of the data and yet would be tilted away from it: the present
+    /// p shows the other value less often than half a row of data, so there is nothing to learn. Whether there were any.
+    ///
+    /// (The half count is a bound, not a wish; a tilt against the data would be the artefact of having to name a number.)
+    pub fn drop_contrary(&mut self) -> bool {
+        let contrary = |&i: &usize| match (self.wanted.constant(i), self.roles[i]) {
+            (Some(value), Role::Tilt(lambda)) if is_edge(value) && !is_edge(self.targets[i]) => {
+                if value == 0.0 {
+                    lambda > 0.0
+                } else {
+                    lambda < 0.0
+                }
+            }
+            _ => false,
+        };
+        let contrary: Vec<usize> = self.tilting().into_iter().filter(contrary).collect();
+        for &i in &contrary {
+            let value = self.wanted.moments()[i];
+            self.targets[i] = value;
+            let about = format!("feature '{}' ", self.name(i));
+            self.warnings.retain(|warning| !warning.starts_with(&about));
+            self.ignore(i, format!("is {value} in all data, and the target expects nothing else of so few rows"));
+        }
+        !contrary.is_empty()
+    }
+
     /// Warns of coefficients so large that the moments are at the edge of what is possible.
     pub fn note_extremes(&mut self) {
         for i in self.tilting() {
