@@ -171,6 +171,29 @@ fn guided_proposal_reaches_rare_motifs() {
     assert!(phi_of(&set, &batch).chunks(2).all(|phi| phi[0] == 1.0));
 }
 
+/// The papers' main job: mode m, features 1001111, 1000 strings. The motif becomes a constraint, what it implies is
+/// dropped, and the rest is fitted.
+#[test]
+fn features_of_the_papers_in_mode_m() {
+    let space = Space::new(2, 31).unwrap();
+    let noise = Markov::noise(space, 30).unwrap();
+    let set = FeatureSet::from_flags(space, &bits("10001011111000"), "1001111", None).unwrap();
+    let motif = FeatureSet::new(space).with("motif", Feature::Contains(bits("10001011111000"))).unwrap();
+    let target = exact(&noise, &motif, &[Role::Require(1.0)]);
+    let mut batch = Batch::with_capacity(&Cpu, space, 1000).unwrap();
+    target.sample(Draw::new(2, Purpose::Data), &mut batch, &mut [0.0; 1000]).unwrap();
+    let data = Targets::from_data(&phi_of(&set, &batch), set.len()).unwrap();
+    let fit = fit(&Cpu, &mut noise.clone(), &set, &data, &FitOptions::default(), DRAW).unwrap();
+    println!("{:?}\n{:?}\n{:?}\n{:?}", set.names(), fit.roles, fit.standard_errors, fit.warnings);
+    assert!(fit.roles.contains(&Role::Require(1.0)) && fit.ess > 10_000.0 && fit.iterations <= 15);
+    // No distractor that the data never show is tilted towards.
+    for (i, moment) in data.moments().iter().enumerate().filter(|(_, moment)| **moment == 0.0) {
+        assert!(fit.lambda[i] <= 0.0, "λ {i} = {} for a moment of {moment}", fit.lambda[i]);
+    }
+    // log Z is that of the motif alone, moved a little by features that the data tilt by chance.
+    assert!((fit.log_z.value - target.log_z()).abs() < 0.3, "{:?} {}", fit.log_z, target.log_z());
+}
+
 #[test]
 fn far_targets_are_reached_from_the_guided_start() {
     let base = chain();
@@ -208,7 +231,7 @@ fn an_unseen_distractor_is_not_forbidden() {
     let base = chain();
     let set = FeatureSet::new(space_of(&base))
         .with("first", Feature::StartsWith(bits("1")))
-        .and_then(|set| set.with("rare", Feature::Contains(bits("01011"))))
+        .and_then(|set| set.with("rare", Feature::Contains(bits("00100"))))
         .and_then(|set| set.with("common", Feature::Contains(bits("11"))))
         .and_then(|set| set.with("unheard of", Feature::Contains(bits("010101010101"))))
         .unwrap();
@@ -295,6 +318,9 @@ fn contradictory_and_unreachable_moments_are_one_line_errors() {
             println!("{wanted:?} {moments:?}: {error}");
         }
     }
+    // On the very edge (every string with the short pattern has the long one) there is an answer, with a warning.
+    let edge = fit_chain(&set, &Targets::wanted(&[0.5, 0.5]).unwrap(), &FitOptions::default()).unwrap();
+    assert!(edge.warnings.iter().any(|warning| warning.contains("edge")), "{:?}", edge.warnings);
     let length = FeatureSet::new(space).with("length", Feature::Length).unwrap();
     for moment in [0.01, 1.0] {
         let error = fit_chain(&length, &Targets::wanted(&[moment]).unwrap(), &FitOptions::default()).err().unwrap();

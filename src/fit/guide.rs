@@ -37,7 +37,10 @@ pub(super) fn surrogate(batch: &Batch) -> Result<Markov> {
 /// # Errors
 /// Constraints that exceed the limit as well, or that no sequence meets.
 pub(super) fn guide(chain: &Markov, plan: &mut Plan, limit: usize) -> Result<Guide> {
-    let (guide, all) = towards(chain, plan.features, &plan.potential()?, limit)?;
+    let (guide, all) = match towards(chain, plan.features, &plan.potential()?, limit) {
+        Err(Error::NoAnswer { .. }) => return Err(plan.contradiction()),
+        guide => guide?,
+    };
     if !all {
         plan.note(format!(
             "the automaton of all features has more than {limit} states: only hard constraints guide the proposal"
@@ -70,7 +73,7 @@ pub(super) fn start(chain: &Markov, plan: &mut Plan, limit: usize) {
     let matters = |&i: &usize| plan.features.is_automaton(i) && plan.roles[i] != Role::Ignore;
     let which: Vec<usize> = (0..plan.roles.len()).filter(matters).collect();
     if let Ok(exact) = fit_under(chain, plan, &which, limit) {
-        let sane = |role: &Role| !matches!(role, Role::Tilt(lambda) if !(lambda.abs() <= LARGEST_START));
+        let sane = |role: &Role| if let Role::Tilt(lambda) = role { lambda.abs() <= LARGEST_START } else { true };
         if exact.roles().iter().all(sane) {
             which.iter().zip(exact.roles()).for_each(|(&i, &role)| plan.roles[i] = role);
         }

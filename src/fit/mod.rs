@@ -108,11 +108,11 @@ impl FitOptions {
             Solver::Newton(newton) if !(newton.ridge > 0.0 && newton.ridge.is_finite()) => {
                 Err(Error::argument("ridge of the fit", "a positive number", newton.ridge))
             }
-            Solver::Newton(newton) if !(newton.tolerance > 0.0) || newton.iterations == 0 => {
+            Solver::Newton(newton) if newton.tolerance > 0.0 && newton.iterations > 0 => Ok(()),
+            Solver::Newton(newton) => {
                 let got = format!("{} in {} iterations", newton.tolerance, newton.iterations);
                 Err(Error::argument("tolerance of the fit", "a positive one and at least one iteration", got))
             }
-            Solver::Newton(_) => Ok(()),
         }
     }
 }
@@ -169,6 +169,26 @@ impl Fit {
 /// expects nothing else. Features that do not vary are left out. The SGD schedule knows no constraints.
 ///
 /// Draws sequences `draw.first` and following of the stream `draw`; the same bits for any thread count and batch.
+///
+/// ```
+/// use ebm_dpg::backend::Cpu;
+/// use ebm_dpg::features::{Feature, FeatureSet};
+/// use ebm_dpg::fit::{FitOptions, Targets, fit};
+/// use ebm_dpg::models::Markov;
+/// use ebm_dpg::rng::{Draw, Purpose};
+/// use ebm_dpg::tokens::Space;
+///
+/// // Ten fair coins; wanted: 111 in all strings, and three quarters of them beginning with 1.
+/// let space = Space::new(2, 11)?;
+/// let features = FeatureSet::new(space)
+///     .with("motif", Feature::Contains(vec![1, 1, 1]))?
+///     .with("first", Feature::StartsWith(vec![1]))?;
+/// let targets = Targets::wanted(&[1.0, 0.75])?;
+/// let draw = Draw::new(1, Purpose::Fit);
+/// let fit = fit(&Cpu, &mut Markov::noise(space, 10)?, &features, &targets, &FitOptions::default(), draw)?;
+/// assert!((fit.moments_potential[1].value - 0.75).abs() < 1e-6);
+/// # Ok::<(), ebm_dpg::Error>(())
+/// ```
 ///
 /// # Errors
 /// Options out of range, another number of targets or another space, a failing model; [`Error::NoAnswer`] where no
@@ -293,7 +313,8 @@ impl Run<'_> {
             return Err(self.plan.unreachable(&culprits(&tilting, &solution), sample, &rows));
         }
         self.plan.set_lambda(solution.lambda.as_slice());
-        Ok(())
+        // Each time one feature less, so this ends.
+        if self.plan.drop_contrary() { self.solve(sample) } else { Ok(()) }
     }
 
     fn start(&self, tilting: &[usize]) -> DVector<f64> {
@@ -315,7 +336,7 @@ impl Run<'_> {
         let potential = self.plan.potential()?;
         let weights = ImportanceWeights::new(&sample.log_potential(&potential), &sample.log_q)?;
         let ess = weights.ess();
-        if !(ess >= 10.0) {
+        if ess < 10.0 {
             let reason = format!(
                 "only {ess:.1} effective samples of {}; draw more samples, or use the guided proposal",
                 sample.rows()
@@ -324,18 +345,20 @@ impl Run<'_> {
         }
         let tilting = self.plan.tilting();
         let moments_potential = weights.moments(&sample.phi, sample.features)?;
-        let residual = |&i: &usize| (moments_potential[i].value - self.plan.targets[i]).abs();
+        let miss = |&i: &usize| (moments_potential[i].value - self.plan.targets[i]).abs();
+        let residual = tilting.iter().map(miss).fold(0.0, f64::max);
         let mut standard_errors = vec![None; sample.features];
         if !tilting.is_empty() {
             let of_targets = DMatrix::from_row_slice(tilting.len(), tilting.len(), &self.plan.target_covariance());
             let errors = self.problem(sample)?.standard_errors(&self.start(&tilting), &of_targets);
             tilting.iter().zip(errors).for_each(|(&i, error)| standard_errors[i] = Some(error));
         }
+        self.plan.note_extremes();
         self.plan.warnings.extend(weights.warning());
         Ok(Fit {
             lambda: potential.lambda(),
             standard_errors,
-            residual: tilting.iter().map(residual).fold(0.0, f64::max),
+            residual,
             iterations: self.iterations,
             ess,
             samples,
@@ -375,6 +398,6 @@ fn reject(sample: &Sample, potential: &Potential, draw: Draw, round: usize) -> R
 /// The features behind a fit that ran away: those with the largest part of the remaining gradient.
 fn culprits(tilting: &[usize], solution: &Solution) -> Vec<usize> {
     let largest = solution.gradient.amax();
-    let counts = |(at, _): &(usize, &usize)| !(solution.gradient[*at].abs() < 0.25 * largest);
+    let counts = |(at, _): &(usize, &usize)| solution.gradient[*at].abs() >= 0.25 * largest;
     tilting.iter().enumerate().filter(counts).map(|(_, &i)| i).collect()
 }

@@ -8,6 +8,9 @@ use crate::weights::{fold_chunks, log_sum_exp};
 /// A λ beyond this in some component is on its way to infinity: no finite λ reaches the moments.
 const LARGEST_LAMBDA: f64 = 60.0;
 
+/// A λ beyond this in some component is reported: the moments are at the edge of what the samples can show.
+pub(super) const EXTREME_LAMBDA: f64 = 15.0;
+
 /// The cached sample of a fit, cut down to what moves: rows of positive weight, features that tilt.
 pub(super) struct Problem {
     /// Number of rows drawn, those of weight 0 included.
@@ -24,7 +27,6 @@ pub(super) struct Problem {
 
 /// The model at one λ.
 pub(super) struct Moments {
-    pub log_z: f64,
     /// E_p φ, `[K]`.
     pub mean: DVector<f64>,
     /// Cov_p φ, `[K, K]`.
@@ -86,13 +88,13 @@ impl Problem {
         lambda.dot(&self.targets) - (self.log_weights(lambda).1 - (self.drawn as f64).ln())
     }
 
-    /// log Ẑ, E_p φ and Cov_p φ at λ.
+    /// E_p φ and Cov_p φ at λ.
     pub fn moments(&self, lambda: &DVector<f64>) -> Moments {
         let (log_w, total) = self.log_weights(lambda);
         // v = w/Σw; sums to 1.
         let (mean, second) = self.weighted(|row| (log_w[row] - total).exp(), |v| v);
         let covariance = second - &mean * mean.transpose();
-        Moments { log_z: total - (self.drawn as f64).ln(), mean, covariance }
+        Moments { mean, covariance }
     }
 
     /// The covariance of the SNIS moments, Σ v²(φ − m)(φ − m)ᵀ/(n(n − 1)) with v of mean 1 over the n rows drawn.
@@ -134,7 +136,8 @@ impl Problem {
             let moments = self.moments(&lambda);
             let gradient = &self.targets - &moments.mean;
             let converged = gradient.amax() <= options.tolerance;
-            if converged || iterations == options.iterations || !(lambda.amax() <= LARGEST_LAMBDA) {
+            let sane = lambda.amax() <= LARGEST_LAMBDA;
+            if converged || iterations == options.iterations || !sane {
                 return Ok(Solution { lambda, iterations, gradient, converged });
             }
             let ridge = options.ridge * (1.0 + moments.covariance.trace());
@@ -208,8 +211,11 @@ mod tests {
     }
 
     #[test]
-    fn unreachable_and_edge_moments_do_not_converge() {
-        let mut never = problem([0.5, 0.5, 1.0]);
+    fn unreachable_moments_run_away() {
+        // On the edge of the hull λ grows until the tolerance is met, past what a report lets pass silently.
+        let edge = problem([0.5, 0.5, 1.0]).newton(&NewtonOptions::default(), DVector::zeros(3)).unwrap();
+        assert!(!edge.converged || edge.lambda[2] > EXTREME_LAMBDA);
+        let mut never = problem([0.5, 0.5, 1.1]);
         assert!(!never.newton(&NewtonOptions::default(), DVector::zeros(3)).unwrap().converged);
         // The first two features made equal, their moments not.
         never = problem([0.5, 0.6, 0.5]);

@@ -1,6 +1,7 @@
 //! Which feature tilts, which is a hard constraint, which is left out, and why.
 
 use super::Sample;
+use super::newton::EXTREME_LAMBDA;
 use super::targets::Targets;
 use crate::backend::Cpu;
 use crate::error::{Error, Result};
@@ -164,7 +165,7 @@ impl<'a> Plan<'a> {
             let edge = is_edge(self.wanted.moments()[i]) && is_edge(target);
             if low == high && self.agrees(i, low) {
                 self.ignore(i, format!("is {low} in all samples that meet the constraints"));
-            } else if low == high || (!edge && !(low < target && target < high)) {
+            } else if low == high || !(edge || low < target && target < high) {
                 return Err(self.unreachable(&[i], sample, &rows));
             }
         }
@@ -179,12 +180,24 @@ impl<'a> Plan<'a> {
         difference <= (4.0 * self.wanted.moment_covariance(i, i).sqrt()).max(1.5 / data).max(1e-9)
     }
 
+    /// The error of constraints that no sequence meets together.
+    pub fn contradiction(&self) -> Error {
+        let require = |(i, role): (usize, &Role)| match role {
+            Role::Require(value) => Some(format!("'{}' = {value}", self.name(i))),
+            _ => None,
+        };
+        let constraints: Vec<String> = self.roles.iter().enumerate().filter_map(require).collect();
+        Error::no_answer("fit", format!("no sequence meets the constraints {} together", constraints.join(", ")))
+    }
+
     /// The error that names features whose target no finite λ reaches.
     pub fn unreachable(&self, which: &[usize], sample: &Sample, rows: &[usize]) -> Error {
         let names: Vec<String> = which.iter().map(|&i| format!("'{}'", self.name(i))).collect();
-        let describe = |&i: &usize| {
-            let (low, high) = sample.range(i, rows);
-            format!("{:.6} (the samples range from {low} to {high})", self.targets[i])
+        let describe = |&i: &usize| match sample.range(i, rows) {
+            (low, high) if low == high => {
+                format!("{:.6} (all samples that meet the constraints have {low})", self.targets[i])
+            }
+            (low, high) => format!("{:.6} (the samples range from {low} to {high})", self.targets[i]),
         };
         let wanted: Vec<String> = which.iter().map(describe).collect();
         let reason = format!(
@@ -193,6 +206,45 @@ impl<'a> Plan<'a> {
             wanted.join(" and ")
         );
         Error::no_answer(format!("moments of {}", names.join(", ")), reason)
+    }
+
+    /// Leaves out the features that stand for a constant of the data and yet would be tilted away from it: the present
+    /// p shows the other value less often than half a row of data, so there is nothing to learn. Whether there were any.
+    ///
+    /// (The half count is a bound, not a wish; a tilt against the data would be the artefact of having to name a number.)
+    pub fn drop_contrary(&mut self) -> bool {
+        let contrary = |&i: &usize| match (self.wanted.constant(i), self.roles[i]) {
+            (Some(value), Role::Tilt(lambda)) if is_edge(value) && !is_edge(self.targets[i]) => {
+                if value == 0.0 {
+                    lambda > 0.0
+                } else {
+                    lambda < 0.0
+                }
+            }
+            _ => false,
+        };
+        let contrary: Vec<usize> = self.tilting().into_iter().filter(contrary).collect();
+        for &i in &contrary {
+            let value = self.wanted.moments()[i];
+            self.targets[i] = value;
+            let about = format!("feature '{}' ", self.name(i));
+            self.warnings.retain(|warning| !warning.starts_with(&about));
+            self.ignore(i, format!("is {value} in all data, and the target expects nothing else of so few rows"));
+        }
+        !contrary.is_empty()
+    }
+
+    /// Warns of coefficients so large that the moments are at the edge of what is possible.
+    pub fn note_extremes(&mut self) {
+        for i in self.tilting() {
+            if let Role::Tilt(lambda) = self.roles[i]
+                && lambda.abs() > EXTREME_LAMBDA
+            {
+                let name = self.name(i);
+                let edge = "the wanted moments are at the edge of what the samples can show";
+                self.note(format!("the coefficient of feature '{name}' is {lambda:.1}: {edge}"));
+            }
+        }
     }
 
     /// Cov_data/|D| of the tilting features, row-major. A target that stands for a constant of the data has the

@@ -1,7 +1,7 @@
 //! Samples of the base or of a guided proposal, with everything a fit asks of them: drawn and evaluated once.
 
 use crate::backend::Backend;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exact::Guide;
 use crate::features::FeatureTable;
 use crate::models::Sampler;
@@ -103,7 +103,14 @@ impl<'a, B: Backend, S: Sampler<B>> Source<'a, B, S> {
             done += count;
             self.drawn += count;
         }
-        Ok(sample)
+        // A sampler that returns what it cannot have drawn would poison every sum below.
+        match (0..rows).find(|&row| !(sample.log_q[row].is_finite() && sample.log_base[row].is_finite())) {
+            None => Ok(sample),
+            Some(row) => {
+                let at = format!("row {row} (log q = {}, log r = {})", sample.log_q[row], sample.log_base[row]);
+                Err(Error::not_a_number("log-prob of a sample of the base", at))
+            }
+        }
     }
 
     /// Draws `count` rows and writes their columns from row `at` on.

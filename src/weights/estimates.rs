@@ -97,7 +97,7 @@ impl<'a> ImportanceWeights<'a> {
                 "the importance weights are heavy-tailed (Pareto k {k:.2} > {PARETO_LIMIT}, effective sample size \
                  {ess:.0} of {rows}): the estimates and their errors cannot be trusted"
             )),
-            _ if !(ess >= MIN_ESS) => Some(format!(
+            _ if ess < MIN_ESS => Some(format!(
                 "the effective sample size is only {ess:.0} of {rows} rows: the estimates and their errors mean little"
             )),
             _ => None,

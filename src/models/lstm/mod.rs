@@ -1,6 +1,6 @@
 //! An LSTM over tokens on the CPU: layers of one size, the first fed by one-hot tokens, a linear head.
 //!
-//! Work goes in chunks of 48 sequences, the longest first; a chunk's step is a few matrix products with the cell
+//! Work goes in chunks of 24 to 48 sequences, the longest first; a chunk's step is a few matrix products with the cell
 //! update fused behind them. Values do not depend on the chunk around a sequence, nor on the number of threads.
 //!
 //! Memory, in values of 4 bytes, for N parameters (padding included), L layers, U = hidden padded to 16, T tokens and
@@ -18,6 +18,7 @@ use self::workspace::Pool;
 use super::{Coefficients, Policy, Sampler, Scorer, Weighting, check_batch, check_sample};
 use crate::adam::{AdamKernel, AdamOptions, AdamState};
 use crate::backend::Cpu;
+use crate::backend::product::TILE_ROWS;
 use crate::error::{Error, Result, expect_len};
 use crate::exact::Guide;
 use crate::rng::{Draw, Purpose, to_unit};
@@ -29,6 +30,13 @@ mod head;
 mod layout;
 mod network;
 mod workspace;
+
+/// Rows of a chunk for a batch of `rows`: enough chunks to go round, none too small for the products. A function of the
+/// batch alone, so that the order of sums does not depend on the machine.
+fn chunk_rows(rows: usize) -> usize {
+    const SMALLEST: usize = 24;
+    rows.div_ceil(PARTIALS).next_multiple_of(TILE_ROWS).clamp(SMALLEST, CHUNK)
+}
 
 /// Partial gradients of a step: each adds up one run of chunks, and they are folded in order.
 const PARTIALS: usize = 16;
@@ -234,7 +242,8 @@ impl Scorer<Cpu> for Lstm {
         expect_len("log-probs", batch.rows, log_probs.len())?;
         self.sort(batch, |_| true);
         let (network, pool) = (&self.network, &self.scoring);
-        self.sorted.par_chunks_mut(CHUNK).zip(self.order.par_chunks(CHUNK)).for_each(|(out, rows)| {
+        let chunk = chunk_rows(batch.rows);
+        self.sorted.par_chunks_mut(chunk).zip(self.order.par_chunks(chunk)).for_each(|(out, rows)| {
             pool.with(|workspace| network.score(workspace, batch, rows, out));
         });
         self.order.iter().zip(&self.sorted).for_each(|(&row, &value)| log_probs[row as usize] = value);
@@ -255,10 +264,11 @@ impl Sampler<Cpu> for Lstm {
         check_sample(space, guide, batch, log_q.len(), log_model.len())?;
         batch.rows = batch.capacity();
         let (network, pool) = (&self.network, &self.scoring);
-        let rows = batch.tokens.par_chunks_mut(CHUNK * space.longest as usize).zip(batch.lengths.par_chunks_mut(CHUNK));
-        let log_probs = log_q.par_chunks_mut(CHUNK).zip(log_model.par_chunks_mut(CHUNK));
+        let size = chunk_rows(batch.rows);
+        let rows = batch.tokens.par_chunks_mut(size * space.longest as usize).zip(batch.lengths.par_chunks_mut(size));
+        let log_probs = log_q.par_chunks_mut(size).zip(log_model.par_chunks_mut(size));
         rows.zip(log_probs).enumerate().for_each(|(chunk, ((tokens, lengths), (log_q, log_model)))| {
-            let first = (chunk * CHUNK) as u64;
+            let first = (chunk * size) as u64;
             let out = Samples { tokens, lengths, log_q, log_model };
             pool.with(|workspace| network.sample(workspace, draw, first, guide, out));
         });
@@ -273,18 +283,20 @@ impl Policy<Cpu> for Lstm {
         let weights = coefficients.weights;
         let skips = coefficients.weighting == Weighting::Given;
         self.sort(batch, |row| !(skips && weights[row] == 0.0));
-        let partials = self.order.len().div_ceil(CHUNK).min(PARTIALS);
+        let chunk_rows = chunk_rows(self.order.len());
+        let chunks = self.order.len().div_ceil(chunk_rows);
+        let partials = chunks.min(PARTIALS);
         self.partials.resize_with(self.partials.len().max(partials), || vec![0.0; self.network.parameters.len()]);
         let (network, pool) = (&self.network, &self.training);
         let dropout = coefficients.dropout.filter(|_| network.dropout > 0.0);
         let coefficient = |row: u32, log_prob: f64| coefficients.of(row as usize, log_prob);
         // Each partial gradient takes one run of whole chunks.
-        let run = self.order.len().div_ceil(CHUNK).div_ceil(partials.max(1)).max(1) * CHUNK;
+        let run = chunks.div_ceil(partials.max(1)).max(1) * chunk_rows;
         let used = self.order.len().div_ceil(run);
         let runs = self.sorted.par_chunks_mut(run).zip(self.order.par_chunks(run));
         runs.zip(&mut self.partials[..used]).for_each(|((log_probs, rows), partial)| {
             partial.fill(0.0);
-            for (log_probs, rows) in log_probs.chunks_mut(CHUNK).zip(rows.chunks(CHUNK)) {
+            for (log_probs, rows) in log_probs.chunks_mut(chunk_rows).zip(rows.chunks(chunk_rows)) {
                 let chunk = Weighted { batch, rows, coefficient: &coefficient, dropout };
                 pool.with(|workspace| network.add_gradient(workspace, &chunk, log_probs, partial));
             }
