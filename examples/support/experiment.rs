@@ -20,9 +20,9 @@ use super::progress::Progress;
 use super::report::Output;
 
 /// Sequences that judge at the end.
-pub const JUDGED: usize = 20_000;
+pub const JUDGED: usize = 10_000;
 /// Updates of the policy per batch of draws: the cache makes each draw serve so many times.
-const UPDATES: usize = 8;
+const UPDATES: usize = 4;
 
 /// A trained or loaded base, and how its training went.
 pub struct Base {
@@ -46,7 +46,8 @@ pub fn base(common: &Common, train: &Batch, validation: &Batch, output: &mut Out
     }
     let mut model = Lstm::new(space, shape(common, 0.2), common.seed)?;
     let mut options = LikelihoodOptions::default();
-    options.batch = options.batch.min(train.rows);
+    // Ten updates a pass at least, where the data allow: few data would otherwise be few updates.
+    options.batch = (train.rows / 10).clamp(50, options.batch);
     options.seed = common.seed;
     let mut progress = Progress::start("base r", options.epochs as u64, "epochs");
     let training = fit_likelihood(&Cpu, &mut model, train, validation, &options, |now| {
@@ -114,7 +115,8 @@ pub fn tune_options(common: &Common) -> TuneOptions {
     options.baseline = common.baseline;
     options.samples = common.samples;
     options.batch = common.batch;
-    options.updates = UPDATES;
+    options.updates = std::env::var("UPD").ok().and_then(|v| v.parse().ok()).unwrap_or(UPDATES);
+    if let Some(c) = std::env::var("CLIP").ok().and_then(|v| v.parse().ok()) { options.adam.clip = c; }
     options.adam = AdamOptions { learning_rate: common.learning_rate as f32, ..options.adam };
     options.seed = common.seed;
     options

@@ -287,9 +287,9 @@ impl Options for Motif {
         ("init", "fresh"),
         ("hidden", "64"),
         ("layers", "2"),
-        ("batch", "500"),
-        ("learning_rate", "0.004"),
-        ("samples", "100000"),
+        ("batch", "128"),
+        ("learning_rate", "0.01"),
+        ("samples", "60000"),
         ("out", "out/motif"),
     ];
 

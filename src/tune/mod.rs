@@ -113,7 +113,7 @@ impl Default for TuneOptions {
             adam: AdamOptions { clip: 1.0, ..AdamOptions::default() },
             decay: true,
             evaluations: 20,
-            evaluation_rows: 1024,
+            evaluation_rows: 512,
             seed: 0,
         }
     }

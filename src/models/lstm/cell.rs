@@ -47,8 +47,15 @@ unsafe fn forward_step<S: Simd>(step: &mut Forward<'_>) {
             // SAFETY: the caller's instruction set; slices check their bounds.
             unsafe {
                 gate_products::<S>(step, panel, first, count, &mut tile);
-                for i in 0..count {
-                    update_row::<S>(step, panel, first + i, &tile[i]);
+                // Two passes: the long chain exp → divide → c → exp → divide → h of one row would leave the units idle.
+                for (i, gates) in tile.iter_mut().enumerate().take(count) {
+                    update_cell::<S>(step, panel, first + i, gates);
+                }
+                for (i, gates) in tile.iter().enumerate().take(count) {
+                    let at = (first + i) * step.units + panel * LANES;
+                    let cell = S::load(step.cell_after[at..][..LANES].as_ptr());
+                    let output = S::load(gates[3 * LANES..].as_ptr());
+                    output.mul(cell.tanh()).store(step.hidden_after[at..][..LANES].as_mut_ptr());
                 }
             }
         }
@@ -77,16 +84,16 @@ unsafe fn gate_products<S: Simd>(step: &Forward<'_>, panel: usize, first: usize,
     }
 }
 
+/// c' = f·c + i·g for one row; leaves σ(o) in its place for h, and keeps all gates where back-propagation wants them.
 #[inline(always)]
-unsafe fn update_row<S: Simd>(step: &mut Forward<'_>, panel: usize, row: usize, gates: &[f32; PANEL]) {
+unsafe fn update_cell<S: Simd>(step: &mut Forward<'_>, panel: usize, row: usize, gates: &mut [f32; PANEL]) {
     unsafe {
         let gate = |at: usize| S::load(gates.as_ptr().add(at * LANES));
         let (i, f, g, o) = (gate(0).sigmoid(), gate(1).sigmoid(), gate(2).tanh(), gate(3).sigmoid());
         let at = row * step.units + panel * LANES;
         let before = S::load(step.cell_before[at..][..LANES].as_ptr());
-        let cell = f.fma(before, i.mul(g));
-        cell.store(step.cell_after[at..][..LANES].as_mut_ptr());
-        o.mul(cell.tanh()).store(step.hidden_after[at..][..LANES].as_mut_ptr());
+        f.fma(before, i.mul(g)).store(step.cell_after[at..][..LANES].as_mut_ptr());
+        o.store(gates.as_mut_ptr().add(3 * LANES));
         if let Some((kept, gate_rows)) = &mut step.gates {
             let kept = kept[(panel * *gate_rows + row) * PANEL..][..PANEL].as_mut_ptr();
             i.store(kept);
