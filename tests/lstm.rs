@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 
 use ebm_dpg::adam::AdamOptions;
 use ebm_dpg::backend::Cpu;
-use ebm_dpg::models::{Coefficients, Lstm, LstmShape, Policy, Sampler, Scorer, Weighting};
+use ebm_dpg::exact::LookAhead;
+use ebm_dpg::features::{Feature, FeatureSet};
+use ebm_dpg::models::{Coefficients, Lstm, LstmShape, Markov, Policy, Sampler, Scorer, Weighting};
+use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space, Token};
 use oracle::{OracleLstm, assert_block_close, assert_close, chi_square, enumerate};
@@ -276,4 +279,27 @@ fn an_empty_batch_is_a_no_op() {
     lstm.score(&batch, &mut []).unwrap();
     lstm.gradient(&batch, &given(&[]), &mut []).unwrap();
     assert!(lstm.gradients().iter().all(|(_, _, g)| g.iter().all(|&g| g == 0.0)));
+}
+
+/// A guide that wants the motif 1 0 1: what it draws is scored alike, by the same bits, and sums to one.
+#[test]
+fn guided_draws_and_guided_scores_agree() {
+    let space = Space::new(2, 7).unwrap();
+    let features = FeatureSet::new(space).with("motif", Feature::Contains(vec![1, 0, 1])).unwrap();
+    let potential = Potential::new(&Cpu, &[Role::Require(1.0)]).unwrap();
+    let uniform = Markov::fit(&Batch::with_capacity(&Cpu, space, 0).unwrap(), 0, false, 1.0).unwrap();
+    let guide = LookAhead::towards(&uniform, &features, &potential, 1000).unwrap().guide();
+    let mut lstm = lstm(space, 2, 12);
+    let mut batch = Batch::with_capacity(&Cpu, space, 300).unwrap();
+    let (mut log_q, mut log_model, mut scored) = (vec![0.0; 300], vec![0.0; 300], vec![0.0; 300]);
+    lstm.sample(Draw::new(3, Purpose::User), Some(&guide), &mut batch, &mut log_q, &mut log_model).unwrap();
+    lstm.score_guided(&guide, &batch, &mut scored).unwrap();
+    assert_eq!(scored, log_q);
+    assert_eq!(score(&mut lstm, &batch), log_model);
+    assert!(batch.iter().all(|x| x.windows(3).any(|w| w == [1, 0, 1])), "the constraint is met by every draw");
+    let all = enumerate(space);
+    let mut log_q = vec![0.0; all.len()];
+    lstm.score_guided(&guide, &Batch::from_sequences(space, &all).unwrap(), &mut log_q).unwrap();
+    let total: f64 = log_q.iter().map(|l| l.exp()).sum();
+    assert!((total - 1.0).abs() < 1e-5, "{total}");
 }

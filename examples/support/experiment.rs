@@ -116,7 +116,9 @@ pub fn tune_options(common: &Common) -> TuneOptions {
     options.samples = common.samples;
     options.batch = common.batch;
     options.updates = std::env::var("UPD").ok().and_then(|v| v.parse().ok()).unwrap_or(UPDATES);
-    if let Some(c) = std::env::var("CLIP").ok().and_then(|v| v.parse().ok()) { options.adam.clip = c; }
+    if let Some(c) = std::env::var("CLIP").ok().and_then(|v| v.parse().ok()) {
+        options.adam.clip = c;
+    }
     options.adam = AdamOptions { learning_rate: common.learning_rate as f32, ..options.adam };
     options.seed = common.seed;
     options
@@ -144,11 +146,7 @@ pub fn tune_policy<R: Sampler<Cpu>>(
 }
 
 /// The final judgement: from the guided proposal where there is one, else from π itself.
-pub fn judge<R: Sampler<Cpu>>(
-    seed: u64,
-    target: &mut Target<'_, Cpu, R>,
-    policy: &mut Lstm,
-) -> Result<Evaluation> {
+pub fn judge<R: Sampler<Cpu>>(seed: u64, target: &mut Target<'_, Cpu, R>, policy: &mut Lstm) -> Result<Evaluation> {
     let source = if target.guide.is_some() { Source::Guided } else { Source::Policy };
     let draw = Draw::new(seed, Purpose::Evaluate).skip(1 << 50);
     tune::evaluate(&Cpu, target, policy, source, JUDGED, draw)

@@ -168,9 +168,17 @@ impl<F: FnMut(Prefixes<'_>, &mut [f32]) -> Result<()>> Logits<F> {
         logits.par_chunks_exact_mut(vocab).zip(&work.live).find_map_first(fault).map_or(Ok(()), Err)
     }
 
-    /// Adds the log-probs of a run of rows, teacher-forced position by position.
-    fn score_run(&mut self, batch: &Batch, run: Range<usize>, log_probs: &mut [f64]) -> Result<()> {
-        let (vocab, longest) = (self.space.vocab as usize, self.space.longest as usize);
+    /// Adds the log-probs of a run of rows, guided or not, teacher-forced position by position.
+    fn score_run(
+        &mut self,
+        batch: &Batch,
+        run: Range<usize>,
+        guide: Option<&Guide>,
+        log_probs: &mut [f64],
+    ) -> Result<()> {
+        let (vocab, longest, start) = (self.space.vocab as usize, self.space.longest as usize, run.start);
+        self.workspace.states.clear();
+        self.workspace.states.resize(run.len(), 0);
         self.workspace.live.clear();
         self.workspace.live.extend(run);
         for position in 0..longest {
@@ -180,11 +188,20 @@ impl<F: FnMut(Prefixes<'_>, &mut [f32]) -> Result<()>> Logits<F> {
             }
             self.ask(&batch.tokens, position)?;
             let work = &mut self.workspace;
+            let states = &work.states;
             let log_prob = |(logits, &row): (&[f32], &usize)| {
-                LogSoftmax::of(logits).at(logits[batch.tokens[row * longest + position] as usize])
+                let token = batch.token(row, position);
+                let Some(guide) = guide else { return LogSoftmax::of(logits).at(logits[token as usize]) };
+                let boosted = |token: usize| logits[token] + guide.boost(position, states[row - start], token as Token);
+                super::token_log_prob(vocab, boosted, token)
             };
             work.logits.par_chunks_exact(vocab).zip(&work.live).map(log_prob).collect_into_vec(&mut work.log_probs);
-            work.live.iter().zip(&work.log_probs).for_each(|(&row, log_prob)| log_probs[row] += log_prob);
+            for (&row, log_prob) in work.live.iter().zip(&work.log_probs) {
+                log_probs[row] += log_prob;
+                if let Some(guide) = guide {
+                    work.states[row - start] = guide.after(work.states[row - start], batch.token(row, position));
+                }
+            }
         }
         Ok(())
     }
@@ -261,7 +278,7 @@ impl<F: FnMut(Prefixes<'_>, &mut [f32]) -> Result<()>> Scorer<Cpu> for Logits<F>
         super::check_batch(self.space, batch.space)?;
         expect_len("log-probs", batch.rows, log_probs.len())?;
         log_probs.fill(0.0);
-        let scored = self.runs(batch.rows).try_for_each(|run| self.score_run(batch, run, log_probs));
+        let scored = self.runs(batch.rows).try_for_each(|run| self.score_run(batch, run, None, log_probs));
         scored.inspect_err(|_| log_probs.fill(f64::NAN))
     }
 }
@@ -287,5 +304,14 @@ impl<F: FnMut(Prefixes<'_>, &mut [f32]) -> Result<()>> Sampler<Cpu> for Logits<F
         }
         batch.rows = batch.capacity();
         Ok(())
+    }
+
+    fn score_guided(&mut self, guide: &Guide, batch: &Batch, log_q: &mut [f64]) -> Result<()> {
+        super::check_batch(self.space, batch.space)?;
+        super::check_batch(self.space, guide.space)?;
+        expect_len("log q", batch.rows, log_q.len())?;
+        log_q.fill(0.0);
+        let scored = self.runs(batch.rows).try_for_each(|run| self.score_run(batch, run, Some(guide), log_q));
+        scored.inspect_err(|_| log_q.fill(f64::NAN))
     }
 }

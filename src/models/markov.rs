@@ -152,6 +152,18 @@ impl Markov {
         total
     }
 
+    fn guided_log_prob(&self, guide: &Guide, sequence: &[Token]) -> f64 {
+        let (mut context, mut state, mut total) = (self.start_context(), 0, 0.0);
+        for (position, &token) in sequence.iter().enumerate() {
+            let row = self.row(position, context);
+            let guided = |token: usize| row[token] + guide.boost(position, state, token as Token);
+            total += super::token_log_prob(row.len(), guided, token);
+            state = guide.after(state, token);
+            context = self.next_context(context, token);
+        }
+        total
+    }
+
     /// Draws one sequence into `tokens`; returns (length, log q, log π).
     fn draw(&self, draw: Draw, index: u64, guide: Option<&Guide>, tokens: &mut [Token]) -> (u32, f64, f64) {
         let (mut context, mut state) = (self.start_context(), 0);
@@ -165,8 +177,9 @@ impl Markov {
                 None => row[token],
             };
             let (token, log_prob) = super::draw_token(uniform, row.len(), guided);
-            log_q += log_prob;
-            log_model += f64::from(row[token as usize]);
+            let own = f64::from(row[token as usize]);
+            log_q += if guide.is_some() { log_prob } else { own };
+            log_model += own;
             tokens[position] = token;
             if token == self.space.eos {
                 return (position as u32 + 1, log_q, log_model);
@@ -231,9 +244,19 @@ impl Sampler<Cpu> for Markov {
             });
         Ok(())
     }
+
+    fn score_guided(&mut self, guide: &Guide, batch: &Batch, log_q: &mut [f64]) -> Result<()> {
+        super::check_batch(self.space, batch.space)?;
+        super::check_batch(self.space, guide.space)?;
+        expect_len("log q", batch.rows, log_q.len())?;
+        let this = &*self;
+        let score = |(row, out): (usize, &mut f64)| *out = this.guided_log_prob(guide, batch.sequence(row));
+        log_q.par_iter_mut().enumerate().for_each(score);
+        Ok(())
+    }
 }
 
-/// The metadata key and the tensor's name in a saved chain.
+/// The name of the one tensor in a saved chain.
 const TENSOR: &str = "markov.log_probs";
 
 impl Markov {

@@ -54,6 +54,13 @@ pub trait Sampler<B: Backend>: Scorer<B> {
         log_q: B::ViewMut<'_, f64>,
         log_model: B::ViewMut<'_, f64>,
     ) -> Result<()>;
+
+    /// Writes log q(x) of the guided model, as [`Sampler::sample`] with this `guide` draws from it, for each row of
+    /// `batch` to `log_q` (`[rows]`); −∞ where the guide forbids a sequence.
+    ///
+    /// # Errors
+    /// Another space (of the batch or the guide), another number of rows. An empty batch is a no-op.
+    fn score_guided(&mut self, guide: &Guide<B>, batch: &Batch<B>, log_q: B::ViewMut<'_, f64>) -> Result<()>;
 }
 
 /// How the coefficient a_b of Σ_b a_b ∇log π(x_b) arises from the given weight.
@@ -179,5 +186,24 @@ pub(crate) fn draw_token(uniform: f32, vocab: usize, logits: impl Fn(usize) -> f
             }
         }
     }
-    (drawn as Token, (f64::from(logits(drawn)) - f64::from(max) - total.ln()).min(0.0))
+    (drawn as Token, at_most_zero(f64::from(logits(drawn)) - f64::from(max) - total.ln()))
+}
+
+/// The log-probability of `token` under the log-softmax of `logits(0..vocab)`; −∞ where no token has a finite logit.
+#[inline]
+pub(crate) fn token_log_prob(vocab: usize, logits: impl Fn(usize) -> f32, token: Token) -> f64 {
+    let max = f64::from((0..vocab).map(&logits).fold(f32::NEG_INFINITY, f32::max));
+    let logit = f64::from(logits(token as usize));
+    if logit == f64::NEG_INFINITY {
+        return logit;
+    }
+    let total: f64 = (0..vocab).map(|token| (f64::from(logits(token)) - max).exp()).sum();
+    at_most_zero(logit - max - total.ln())
+}
+
+/// A log-probability that rounding may have put above 0. Unlike `min`, it lets a NaN through: where a guide leaves no
+/// token at all, the log-prob must not look like certainty.
+#[inline]
+pub(crate) fn at_most_zero(log_prob: f64) -> f64 {
+    if log_prob > 0.0 { 0.0 } else { log_prob }
 }

@@ -1,6 +1,7 @@
 //! The output layer's last step: a masked softmax over the logits of a few rows.
 
 use crate::backend::simd::{LANES, Simd, dispatch};
+use crate::models::at_most_zero;
 
 /// Sums of one row: `Σ exp(logit − max)` and the maximum.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -13,7 +14,7 @@ impl Softmax {
     /// The log-probability of a token with this logit, at most 0. In f64: a sequence adds up hundreds of them.
     #[inline]
     pub fn log_prob(self, logit: f32) -> f64 {
-        (f64::from(logit) - f64::from(self.max) - f64::from(self.sum).ln()).min(0.0)
+        at_most_zero(f64::from(logit) - f64::from(self.max) - f64::from(self.sum).ln())
     }
 }
 

@@ -189,6 +189,16 @@ impl Lstm {
         transposed.refresh(*layout, parameters);
     }
 
+    fn score_rows(&mut self, guide: Option<&Guide>, batch: &Batch, log_probs: &mut [f64]) {
+        self.sort(batch, |_| true);
+        let (network, pool) = (&self.network, &self.scoring);
+        let chunk = chunk_rows(batch.rows);
+        self.sorted.par_chunks_mut(chunk).zip(self.order.par_chunks(chunk)).for_each(|(out, rows)| {
+            pool.with(|workspace| network.score(workspace, batch, rows, guide, out));
+        });
+        self.order.iter().zip(&self.sorted).for_each(|(&row, &value)| log_probs[row as usize] = value);
+    }
+
     /// Puts the rows for which `wanted` into `order`, longest first (a stable counting sort), and makes room for their
     /// log-probs.
     fn sort(&mut self, batch: &Batch, wanted: impl Fn(usize) -> bool) {
@@ -240,13 +250,7 @@ impl Scorer<Cpu> for Lstm {
     fn score(&mut self, batch: &Batch, log_probs: &mut [f64]) -> Result<()> {
         check_batch(self.network.space, batch.space)?;
         expect_len("log-probs", batch.rows, log_probs.len())?;
-        self.sort(batch, |_| true);
-        let (network, pool) = (&self.network, &self.scoring);
-        let chunk = chunk_rows(batch.rows);
-        self.sorted.par_chunks_mut(chunk).zip(self.order.par_chunks(chunk)).for_each(|(out, rows)| {
-            pool.with(|workspace| network.score(workspace, batch, rows, out));
-        });
-        self.order.iter().zip(&self.sorted).for_each(|(&row, &value)| log_probs[row as usize] = value);
+        self.score_rows(None, batch, log_probs);
         Ok(())
     }
 }
@@ -272,6 +276,14 @@ impl Sampler<Cpu> for Lstm {
             let out = Samples { tokens, lengths, log_q, log_model };
             pool.with(|workspace| network.sample(workspace, draw, first, guide, out));
         });
+        Ok(())
+    }
+
+    fn score_guided(&mut self, guide: &Guide, batch: &Batch, log_q: &mut [f64]) -> Result<()> {
+        check_batch(self.network.space, batch.space)?;
+        check_batch(self.network.space, guide.space)?;
+        expect_len("log q", batch.rows, log_q.len())?;
+        self.score_rows(Some(guide), batch, log_q);
         Ok(())
     }
 }

@@ -101,16 +101,29 @@ impl Network {
         softmax(self.isa, logits, &self.mask, &mut workspace.exps)
     }
 
-    /// log π of the rows `rows` of `batch`, longest first, into `log_probs`.
-    pub fn score(&self, workspace: &mut Workspace, batch: &Batch, rows: &[u32], log_probs: &mut [f64]) {
+    /// log π (log q with a guide) of the rows `rows` of `batch`, longest first, into `log_probs`.
+    pub fn score(
+        &self,
+        workspace: &mut Workspace,
+        batch: &Batch,
+        rows: &[u32],
+        guide: Option<&Guide>,
+        log_probs: &mut [f64],
+    ) {
         workspace.begin();
+        workspace.start_rows(rows.len(), self.space.bos);
         log_probs.fill(0.0);
         for t in 0..batch.lengths[rows[0] as usize] as usize {
             let active = workspace.read_inputs(batch, rows, t);
             self.advance(workspace, t, active, None);
             for (row, total) in log_probs.iter_mut().enumerate().take(active) {
-                let logit = row * self.layout.outputs() + batch.token(rows[row] as usize, t) as usize;
-                *total += self.softmax(workspace, row).log_prob(workspace.logits[logit]);
+                let token = batch.token(rows[row] as usize, t);
+                let mut softmax = self.softmax(workspace, row);
+                if let Some(guide) = guide {
+                    softmax = self.guided_softmax(workspace, row, t, guide);
+                    workspace.states[row] = guide.after(workspace.states[row], token);
+                }
+                *total += softmax.log_prob(workspace.logits[row * self.layout.outputs() + token as usize]);
             }
         }
     }
@@ -143,6 +156,16 @@ impl Network {
         }
     }
 
+    /// The softmax of row `row`'s masked logits plus the guide's boosts, in place.
+    fn guided_softmax(&self, workspace: &mut Workspace, row: usize, t: usize, guide: &Guide) -> Softmax {
+        let (outputs, state) = (self.layout.outputs(), workspace.states[row]);
+        for (token, boost) in workspace.boosts[..self.layout.vocab].iter_mut().enumerate() {
+            *boost = guide.boost(t, state, token as Token);
+        }
+        let logits = &mut workspace.logits[row * outputs..][..outputs];
+        softmax(self.isa, logits, &workspace.boosts, &mut workspace.exps)
+    }
+
     /// Draws one token for `slot` by inverse CDF from its (guided) logits, and moves the guide's state.
     fn draw(&self, workspace: &mut Workspace, slot: usize, t: usize, uniform: f32, guide: Option<&Guide>) -> Drawn {
         let outputs = self.layout.outputs();
@@ -152,18 +175,13 @@ impl Network {
             let log_prob = model.log_prob(workspace.logits[slot * outputs + token]);
             return Drawn { token: token as Token, log_q: log_prob, log_model: log_prob };
         };
-        let state = workspace.states[slot];
-        for (token, boost) in workspace.boosts[..self.layout.vocab].iter_mut().enumerate() {
-            *boost = guide.boost(t, state, token as Token);
-        }
-        let logits = &mut workspace.logits[slot * outputs..][..outputs];
-        workspace.plain.copy_from_slice(logits);
-        let guided = softmax(self.isa, logits, &workspace.boosts, &mut workspace.exps);
+        workspace.plain.copy_from_slice(&workspace.logits[slot * outputs..][..outputs]);
+        let guided = self.guided_softmax(workspace, slot, t, guide);
         let token = pick(&workspace.exps, uniform, guided.sum);
-        workspace.states[slot] = guide.after(state, token as Token);
+        workspace.states[slot] = guide.after(workspace.states[slot], token as Token);
         Drawn {
             token: token as Token,
-            log_q: guided.log_prob(logits[token]),
+            log_q: guided.log_prob(workspace.logits[slot * outputs + token]),
             log_model: model.log_prob(workspace.plain[token]),
         }
     }
