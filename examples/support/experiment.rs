@@ -21,6 +21,8 @@ use super::report::Output;
 
 /// Sequences that judge at the end.
 pub const JUDGED: usize = 10_000;
+/// Updates of the base at most; training stops earlier where the validation data say so.
+const BASE_UPDATES: usize = 1000;
 /// Updates of the policy per batch of draws: the cache makes each draw serve so many times.
 const UPDATES: usize = 4;
 
@@ -46,8 +48,9 @@ pub fn base(common: &Common, train: &Batch, validation: &Batch, output: &mut Out
     }
     let mut model = Lstm::new(space, shape(common, 0.2), common.seed)?;
     let mut options = LikelihoodOptions::default();
-    // Ten updates a pass at least, where the data allow: few data would otherwise be few updates.
-    options.batch = (train.rows / 10).clamp(50, options.batch);
+    // Four updates a pass at least, where the data allow, and a bound on updates that holds for any amount of data.
+    options.batch = (train.rows / 4).clamp(50, 250);
+    options.epochs = (BASE_UPDATES * options.batch).div_ceil(train.rows).clamp(1, options.epochs);
     options.seed = common.seed;
     let mut progress = Progress::start("base r", options.epochs as u64, "epochs");
     let training = fit_likelihood(&Cpu, &mut model, train, validation, &options, |now| {
