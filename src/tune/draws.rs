@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::models::{Policy, Sampler};
 use crate::rng::Draw;
 use crate::tokens::{Batch, Space};
+use crate::weights::Estimate;
 
 /// Which distribution proposes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub struct Draws<B: Backend> {
     pub host_log_q: Vec<f64>,
     /// log P per row.
     pub host_log_p: Vec<f64>,
+    /// log w = log P − log q per row.
+    pub host_log_w: Vec<f64>,
     /// φ, `[rows, F]`.
     pub host_phi: Vec<f32>,
 }
@@ -47,6 +50,7 @@ impl<B: Backend> Draws<B> {
             phi: backend.zeros(rows * features, "features")?,
             host_log_q: vec![0.0; rows],
             host_log_p: vec![0.0; rows],
+            host_log_w: vec![0.0; rows],
             host_phi: vec![0.0; rows * features],
         })
     }
@@ -100,9 +104,23 @@ impl<B: Backend> Draws<B> {
         backend.download(&self.log_q, &mut self.host_log_q)?;
         backend.download(&self.log_p, &mut self.host_log_p)?;
         backend.download(&self.phi, &mut self.host_phi)?;
-        match self.host_log_p.iter().zip(&self.host_log_q).position(|(p, q)| (p - q).is_nan() || *p == f64::INFINITY) {
+        self.weigh()
+    }
+
+    /// log w = log P − log q.
+    fn weigh(&mut self) -> Result<()> {
+        let rows = self.host_log_p.iter().zip(&self.host_log_q);
+        self.host_log_w.iter_mut().zip(rows).for_each(|(log_w, (log_p, log_q))| *log_w = log_p - log_q);
+        match self.host_log_w.iter().position(|log_w| log_w.is_nan() || *log_w == f64::INFINITY) {
             Some(row) => Err(Error::not_a_number("log-weight", format!("draw {row}"))),
             None => Ok(()),
         }
+    }
+
+    /// The mean of each feature over the draws: E_q φ.
+    pub fn moments(&self) -> Result<Vec<Estimate>> {
+        let features = self.host_phi.len() / self.host_log_q.len().max(1);
+        let column = |i: usize| self.host_phi.iter().skip(i).step_by(features).map(|&value| f64::from(value));
+        (0..features).map(|i| Estimate::mean(&column(i).collect::<Vec<_>>())).collect()
     }
 }

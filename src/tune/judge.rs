@@ -33,7 +33,7 @@ pub(super) struct Verdict {
 
 impl<B: Backend> Judge<B> {
     pub fn new(backend: &B, space: Space, rows: usize, features: usize) -> Result<Self> {
-        let held = rows * KEPT_EVALUATIONS;
+        let held = rows.saturating_mul(KEPT_EVALUATIONS);
         Ok(Judge {
             draws: Draws::new(backend, space, rows, features)?,
             held: Batch::with_capacity(backend, space, held)?,
