@@ -20,8 +20,8 @@ pub enum Source {
     Policy,
 }
 
-/// A batch of draws: tokens, log q, log r, φ and log P of each row, on the backend and, but for tokens and log r, also
-/// on the host.
+/// A batch of draws: tokens, log q, log r, φ and log P of each row, on the backend and, but for tokens, also on
+/// the host.
 pub struct Draws<B: Backend> {
     /// The sequences.
     pub batch: Batch<B>,
@@ -31,6 +31,8 @@ pub struct Draws<B: Backend> {
     phi: B::Buffer<f32>,
     /// log q per row.
     pub host_log_q: Vec<f64>,
+    /// log r per row.
+    pub host_log_base: Vec<f64>,
     /// log P per row.
     pub host_log_p: Vec<f64>,
     /// log w = log P − log q per row.
@@ -49,6 +51,7 @@ impl<B: Backend> Draws<B> {
             log_p: backend.zeros(rows, "log P")?,
             phi: backend.zeros(rows * features, "features")?,
             host_log_q: vec![0.0; rows],
+            host_log_base: vec![0.0; rows],
             host_log_p: vec![0.0; rows],
             host_log_w: vec![0.0; rows],
             host_phi: vec![0.0; rows * features],
@@ -102,6 +105,7 @@ impl<B: Backend> Draws<B> {
             B::view_mut(&mut self.log_p, rows),
         )?;
         backend.download(&self.log_q, &mut self.host_log_q)?;
+        backend.download(&self.log_base, &mut self.host_log_base)?;
         backend.download(&self.log_p, &mut self.host_log_p)?;
         backend.download(&self.phi, &mut self.host_phi)?;
         self.weigh()
@@ -115,6 +119,19 @@ impl<B: Backend> Draws<B> {
             Some(row) => Err(Error::not_a_number("log-weight", format!("draw {row}"))),
             None => Ok(()),
         }
+    }
+
+    /// π(P = 0) from these draws of π, where `source` may not draw all that π does: a guided proposal draws only what
+    /// meets the requirements, a base such as noise has tokens of probability 0. `None` where it draws everything.
+    pub fn outside(&self, source: Source) -> Result<Option<Estimate>> {
+        let is_zero = |log_prob: &&f64| **log_prob == f64::NEG_INFINITY;
+        let covers = match source {
+            Source::Base => !self.host_log_base.iter().any(|log_prob| is_zero(&log_prob)),
+            Source::Guided => false,
+            Source::Policy => true,
+        };
+        let hits = self.host_log_p.iter().filter(is_zero).count();
+        if covers { Ok(None) } else { Estimate::frequency(hits, self.host_log_p.len()).map(Some) }
     }
 
     /// The mean of each feature over the draws: E_q φ.

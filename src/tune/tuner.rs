@@ -1,6 +1,6 @@
 //! The training loop's state and its stages.
 
-use super::judge::{DataJudge, Judge, Verdict};
+use super::judge::{Comparison, DataJudge, Judge, Verdict};
 use super::pool::Pool;
 use super::rejection::Rejection;
 use super::step::{Step, Update};
@@ -188,7 +188,8 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
     }
 
     fn judge(&mut self, draw: Draw) -> Result<Verdict> {
-        let (options, source) = (self.options, self.source);
+        let (swap, source) = (self.options.swap, self.source);
+        let outside = self.look.outside(source)?;
         let mut own = None;
         let proposal = match (&mut self.proposal, source) {
             (Some(proposal), _) => Some(proposal),
@@ -199,7 +200,7 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
             }
             (None, _) => None,
         };
-        self.judge.judge(self.backend, self.target, source, proposal, self.policy, options.swap, draw)
+        self.judge.judge(self.backend, self.target, source, proposal, self.policy, Comparison { swap, outside }, draw)
     }
 
     fn is_superior_on_data(&mut self) -> Result<bool> {
