@@ -140,7 +140,7 @@ impl Workload {
             "not every sequence has full length"
         } else if ![&self.log_q, &self.log_base, &self.log_pi].iter().all(|log_probs| log_probs.iter().all(sane)) {
             "a log-probability is not below 0"
-        } else if !((total - 1.0).abs() < 1e-3) {
+        } else if total.is_nan() || (total - 1.0).abs() > 1e-3 {
             "the weights do not sum to 1"
         } else {
             return Ok(());

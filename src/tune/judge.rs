@@ -26,6 +26,8 @@ pub(super) struct Judge<B: Backend> {
 /// How π is compared with q.
 #[derive(Clone, Copy)]
 pub(super) struct Comparison {
+    /// What q is.
+    pub source: Source,
     pub swap: Swap,
     /// π(P = 0), where q may not draw all that π does.
     pub outside: Option<Estimate>,
@@ -67,13 +69,12 @@ impl<B: Backend> Judge<B> {
         &mut self,
         backend: &B,
         target: &mut Target<'_, B, R>,
-        source: Source,
         proposal: Option<&mut P>,
         policy: &mut P,
         comparison: Comparison,
         draw: Draw,
     ) -> Result<Verdict> {
-        self.draws.fill(backend, target, source, proposal, draw)?;
+        self.draws.fill(backend, target, comparison.source, proposal, draw)?;
         let rows = self.draws.rows();
         if self.held.rows < self.held.capacity() {
             self.held.copy_rows(backend, &self.draws.batch, &self.slots, self.held.rows)?;

@@ -257,7 +257,7 @@ pub fn tune<B: Backend, R: Sampler<B>, P: Policy<B>>(
             tuner.evaluate()?;
         }
         if let Swap::Every(interval) = options.swap
-            && (batch + 1) as u64 % interval == 0
+            && ((batch + 1) as u64).is_multiple_of(interval)
         {
             tuner.swap()?;
         }

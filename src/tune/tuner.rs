@@ -189,7 +189,7 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
 
     fn judge(&mut self, draw: Draw) -> Result<Verdict> {
         let (swap, source) = (self.options.swap, self.source);
-        let outside = self.look.outside(source)?;
+        let comparison = Comparison { source, swap, outside: self.look.outside(source)? };
         let mut own = None;
         let proposal = match (&mut self.proposal, source) {
             (Some(proposal), _) => Some(proposal),
@@ -200,7 +200,7 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
             }
             (None, _) => None,
         };
-        self.judge.judge(self.backend, self.target, source, proposal, self.policy, Comparison { swap, outside }, draw)
+        self.judge.judge(self.backend, self.target, proposal, self.policy, comparison, draw)
     }
 
     fn is_superior_on_data(&mut self) -> Result<bool> {
@@ -257,4 +257,46 @@ fn check_needs<B: Backend>(options: &TuneOptions, source: Source, guide: bool, d
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Cpu;
+    use crate::features::{Feature, FeatureSet};
+    use crate::models::{Lstm, LstmShape, Markov};
+    use crate::potential::{Potential, Role};
+    use crate::tokens::Space;
+
+    /// The pool's weights after one batch of 640 draws from noise; some meet the requirement.
+    fn kept(method: Method, baseline: bool) -> (Vec<f64>, usize) {
+        let space = Space::new(2, 4).unwrap();
+        let set = FeatureSet::new(space).with("11", Feature::StartsWith(vec![1, 1])).unwrap();
+        let (features, potential) = (set.compile(&Cpu).unwrap(), Potential::new(&Cpu, &[Role::Require(1.0)]).unwrap());
+        let mut base = Markov::noise(space, 3).unwrap();
+        let mut target = Target { base: &mut base, features: &features, potential: &potential, guide: None };
+        let mut policy = Lstm::new(space, LstmShape { layers: 1, hidden: 4, dropout: 0.0 }, 0).unwrap();
+        let (batch, samples, proposal) = (640, 640, Source::Base);
+        let options = TuneOptions { method, baseline, batch, samples, proposal, ..TuneOptions::default() };
+        let mut tuner = Tuner::new(&Cpu, &mut target, &mut policy, &options, TuneData::default()).unwrap();
+        tuner.draw(Draw::new(0, Purpose::Tune)).unwrap();
+        assert_eq!(tuner.samples, 640);
+        let positive = tuner.draws.host_log_p.iter().filter(|log_p| log_p.is_finite()).count();
+        (tuner.pool.log_w.clone(), positive)
+    }
+
+    #[test]
+    fn rows_of_weight_zero_are_kept_for_the_baseline_only() {
+        for method in [Method::DpgOffPolicy, Method::DpgOnPolicy] {
+            let (weights, positive) = kept(method, false);
+            assert!(positive > 0 && positive < 640);
+            assert_eq!(weights.len(), positive);
+            assert!(weights.iter().all(|log_w| log_w.is_finite()));
+            assert_eq!(kept(method, true).0.len(), 640);
+        }
+        // The weights of distillation are 1, those of REINFORCE the rewards of all rows.
+        let (weights, positive) = kept(Method::Distill, false);
+        assert_eq!(weights, vec![0.0; positive]);
+        assert_eq!(kept(Method::Reinforce, false).0.len(), 640);
+    }
 }
