@@ -1,56 +1,99 @@
-//! One off-policy DPG step at the paper's scale, timed by phase: the crate's side of `benches/peers/dpg_torch.py`.
-//! Prints one JSON line.
+//! One off-policy DPG step, timed by phase: the crate's side of `benches/peers/dpg_torch.py`. Prints one JSON line: the
+//! median seconds of each phase over the repeats, after two unmeasured steps.
 
+use std::process::ExitCode;
 use std::time::Instant;
 
-use ebm_dpg::adam::AdamOptions;
-use ebm_dpg::backend::Cpu;
-use ebm_dpg::models::{Coefficients, Lstm, LstmShape, Policy, Sampler, Scorer, Weighting};
-use ebm_dpg::rng::{Draw, Purpose};
-use ebm_dpg::tokens::{Batch, Space};
+use clap::Parser;
+use clap::builder::RangedU64ValueParser;
+use ebm_dpg::Result;
 
-fn main() {
-    let space = Space::new(2, 30).unwrap();
-    let shape = LstmShape { layers: 2, hidden: 200, dropout: 0.0 };
-    let (mut q, mut r, mut pi) =
-        (Lstm::new(space, shape, 0).unwrap(), Lstm::new(space, shape, 1).unwrap(), Lstm::new(space, shape, 2).unwrap());
-    let n = 2048;
-    let mut batch = Batch::with_capacity(&Cpu, space, n).unwrap();
-    let (mut lq, mut lm, mut lr, mut lp) = (vec![0.0; n], vec![0.0; n], vec![0.0; n], vec![0.0; n]);
-    let w = vec![1.0f32 / n as f32; n];
-    for step in 0..5 {
-        let t0 = Instant::now();
-        q.sample(Draw::new(0, Purpose::Tune).skip(step * n as u64), None, &mut batch, &mut lq, &mut lm).unwrap();
-        let tokens = batch.total_tokens();
-        let t1 = Instant::now();
-        // full-length strings
-        for row in 0..n {
-            batch.lengths[row] = 30;
-            for t in 0..30 {
-                batch.tokens[row * 30 + t] = ((row * 7919 + t * 31) >> (t % 5)) as u32 & 1;
-            }
+#[path = "../benches/workload/mod.rs"]
+mod workload;
+use workload::{Size, Workload};
+
+/// The first makes the models' workspaces, the second finds them.
+const WARM_UP: usize = 2;
+
+/// Times one off-policy DPG step by phase.
+#[derive(Parser)]
+struct Options {
+    /// Sequences.
+    #[arg(long, default_value = "2048", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    batch: usize,
+    /// Units per LSTM layer.
+    #[arg(long, default_value = "200", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    hidden: usize,
+    /// LSTM layers.
+    #[arg(long, default_value = "2", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    layers: usize,
+    /// Tokens of each sequence; the patterns have five.
+    #[arg(long, default_value = "30", value_parser = clap::value_parser!(u32).range(5..))]
+    length: u32,
+    /// Outputs of the models.
+    #[arg(long, default_value = "4", value_parser = clap::value_parser!(u32).range(2..1 << 31))]
+    vocab: u32,
+    /// Measured steps.
+    #[arg(long, default_value = "7", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    repeats: usize,
+}
+
+fn main() -> ExitCode {
+    match measure(&Options::parse()) {
+        Ok(line) => {
+            println!("{line}");
+            ExitCode::SUCCESS
         }
-        let t2 = Instant::now();
-        r.score(&batch, &mut lr).unwrap();
-        let t3 = Instant::now();
-        let c =
-            Coefficients::<Cpu> { weighting: Weighting::Given, weights: &w, log_q: None, scale: 0.0, dropout: None };
-        pi.gradient(&batch, &c, &mut lp).unwrap();
-        let t4 = Instant::now();
-        pi.update(&AdamOptions::default()).unwrap();
-        let t5 = Instant::now();
-        let gf = |tok: f64| tok * 0.96e6 / 1e9;
-        println!(
-            "sample {:?} ({} tokens, {:.0} GF/s) score {:?} ({:.0} GF/s) gradient {:?} ({:.0} GF/s) update {:?} lp {}",
-            t1 - t0,
-            tokens,
-            gf(tokens as f64) / (t1 - t0).as_secs_f64(),
-            t3 - t2,
-            gf(n as f64 * 30.0) / (t3 - t2).as_secs_f64(),
-            t4 - t3,
-            gf(n as f64 * 90.0) / (t4 - t3).as_secs_f64(),
-            t5 - t4,
-            lp[0]
-        );
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
     }
+}
+
+/// Seconds of the four phases of one step, and their sum.
+fn step(workload: &mut Workload) -> Result<[f64; 5]> {
+    let mut time = |phase: fn(&mut Workload) -> Result<()>| {
+        let started = Instant::now();
+        phase(workload).map(|()| started.elapsed().as_secs_f64())
+    };
+    let phases =
+        [time(Workload::sample)?, time(Workload::score)?, time(Workload::features)?, time(Workload::gradient)?];
+    Ok([phases[0], phases[1], phases[2], phases[3], phases.iter().sum()])
+}
+
+fn measure(options: &Options) -> Result<serde_json::Value> {
+    let Options { batch, hidden, layers, length, vocab, repeats } = *options;
+    let mut workload = Workload::new(Size { batch, hidden, layers, length, vocab })?;
+    for _ in 0..WARM_UP {
+        step(&mut workload)?;
+    }
+    let steps = (0..repeats).map(|_| step(&mut workload)).collect::<Result<Vec<_>>>()?;
+    workload.check()?;
+    let median = |phase: usize| median(steps.iter().map(|seconds| seconds[phase]).collect());
+    Ok(serde_json::json!({
+        "crate": format!("ebm-dpg {}", env!("CARGO_PKG_VERSION")),
+        "threads": rayon::current_num_threads(),
+        "batch": batch,
+        "hidden": hidden,
+        "layers": layers,
+        "length": length,
+        "vocab": vocab,
+        "repeats": repeats,
+        "seconds": {
+            "sample": median(0),
+            "score": median(1),
+            "features": median(2),
+            "gradient": median(3),
+            "total": median(4),
+        },
+        "sequences_per_s": batch as f64 / median(4),
+    }))
+}
+
+/// Of an even number, the mean of the middle two.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let half = values.len() / 2;
+    if values.len() % 2 == 1 { values[half] } else { (values[half - 1] + values[half]) / 2.0 }
 }

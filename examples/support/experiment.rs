@@ -10,7 +10,7 @@ use ebm_dpg::models::{Likelihood, LikelihoodOptions, Lstm, LstmShape, Policy, Sa
 use ebm_dpg::potential::Potential;
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space};
-use ebm_dpg::tune::{self, Evaluation, Source, Target, TuneOptions, Tuned};
+use ebm_dpg::tune::{self, Evaluation, Source, Target, TuneData, TuneOptions, Tuned};
 use ebm_dpg::weights::Estimate;
 use ebm_dpg::{Error, Result};
 
@@ -127,16 +127,17 @@ pub fn tune_options(common: &Common) -> TuneOptions {
     options
 }
 
-/// Tunes the policy; `watched` names the feature whose moment the progress line shows.
+/// Tunes the policy; `validation` judges the swap by cross-entropy.
 pub fn tune_policy<R: Sampler<Cpu>>(
     common: &Common,
     target: &mut Target<'_, Cpu, R>,
     policy: &mut Lstm,
-    data: Option<&Batch>,
+    validation: Option<&Batch>,
 ) -> Result<(Tuned, f64)> {
     let options = tune_options(common);
     let mut progress = Progress::start("policy π", options.samples as u64, "draws");
     let mut note = String::new();
+    let data = TuneData { held_out: validation, extra: None };
     let tuned = tune::tune(&Cpu, target, policy, &options, data, |now| {
         if let Some(record) = now.record {
             let kl = record.kl.map_or("KL unknown".into(), |kl| format!("KL(p‖π) {:.3}", kl.value));

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::models::{Policy, Sampler};
 use crate::rng::Draw;
 use crate::tokens::{Batch, Space};
+use crate::weights::Estimate;
 
 /// Which distribution proposes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,8 +20,8 @@ pub enum Source {
     Policy,
 }
 
-/// A batch of draws: tokens, log q, log r, φ and log P of each row, on the backend and, but for tokens and log r, also
-/// on the host.
+/// A batch of draws: tokens, log q, log r, φ and log P of each row, on the backend and, but for tokens, also on
+/// the host.
 pub struct Draws<B: Backend> {
     /// The sequences.
     pub batch: Batch<B>,
@@ -30,8 +31,12 @@ pub struct Draws<B: Backend> {
     phi: B::Buffer<f32>,
     /// log q per row.
     pub host_log_q: Vec<f64>,
+    /// log r per row.
+    pub host_log_base: Vec<f64>,
     /// log P per row.
     pub host_log_p: Vec<f64>,
+    /// log w = log P − log q per row.
+    pub host_log_w: Vec<f64>,
     /// φ, `[rows, F]`.
     pub host_phi: Vec<f32>,
 }
@@ -46,7 +51,9 @@ impl<B: Backend> Draws<B> {
             log_p: backend.zeros(rows, "log P")?,
             phi: backend.zeros(rows * features, "features")?,
             host_log_q: vec![0.0; rows],
+            host_log_base: vec![0.0; rows],
             host_log_p: vec![0.0; rows],
+            host_log_w: vec![0.0; rows],
             host_phi: vec![0.0; rows * features],
         })
     }
@@ -98,11 +105,39 @@ impl<B: Backend> Draws<B> {
             B::view_mut(&mut self.log_p, rows),
         )?;
         backend.download(&self.log_q, &mut self.host_log_q)?;
+        backend.download(&self.log_base, &mut self.host_log_base)?;
         backend.download(&self.log_p, &mut self.host_log_p)?;
         backend.download(&self.phi, &mut self.host_phi)?;
-        match self.host_log_p.iter().zip(&self.host_log_q).position(|(p, q)| (p - q).is_nan() || *p == f64::INFINITY) {
+        self.weigh()
+    }
+
+    /// log w = log P − log q.
+    fn weigh(&mut self) -> Result<()> {
+        let rows = self.host_log_p.iter().zip(&self.host_log_q);
+        self.host_log_w.iter_mut().zip(rows).for_each(|(log_w, (log_p, log_q))| *log_w = log_p - log_q);
+        match self.host_log_w.iter().position(|log_w| log_w.is_nan() || *log_w == f64::INFINITY) {
             Some(row) => Err(Error::not_a_number("log-weight", format!("draw {row}"))),
             None => Ok(()),
         }
+    }
+
+    /// π(P = 0) from these draws of π, where `source` may not draw all that π does: a guided proposal draws only what
+    /// meets the requirements, a base such as noise has tokens of probability 0. `None` where it draws everything.
+    pub fn outside(&self, source: Source) -> Result<Option<Estimate>> {
+        let is_zero = |log_prob: &&f64| **log_prob == f64::NEG_INFINITY;
+        let covers = match source {
+            Source::Base => !self.host_log_base.iter().any(|log_prob| is_zero(&log_prob)),
+            Source::Guided => false,
+            Source::Policy => true,
+        };
+        let hits = self.host_log_p.iter().filter(is_zero).count();
+        if covers { Ok(None) } else { Estimate::frequency(hits, self.host_log_p.len()).map(Some) }
+    }
+
+    /// The mean of each feature over the draws: E_q φ.
+    pub fn moments(&self) -> Result<Vec<Estimate>> {
+        let features = self.host_phi.len() / self.host_log_q.len().max(1);
+        let column = |i: usize| self.host_phi.iter().skip(i).step_by(features).map(|&value| f64::from(value));
+        (0..features).map(|i| Estimate::mean(&column(i).collect::<Vec<_>>())).collect()
     }
 }

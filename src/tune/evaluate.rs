@@ -50,9 +50,10 @@ pub fn evaluate<B: Backend, R: Sampler<B>, P: Policy<B>>(
     let space = target.base.space();
     let mut from_policy = Draws::new(backend, space, rows, features)?;
     from_policy.fill(backend, target, Source::Policy, Some(policy), draw)?;
-    let kl_policy_base = kl_from_base(backend, target, &from_policy)?;
-    let moments_policy =
-        ImportanceWeights::new(&vec![0.0; rows], &vec![0.0; rows])?.moments(&from_policy.host_phi, features)?;
+    let Draws { host_log_q, host_log_base, .. } = &from_policy;
+    let log_ratio = host_log_q.iter().zip(host_log_base).map(|(log_pi, log_r)| log_pi - log_r);
+    let kl_policy_base = Estimate::mean(&log_ratio.collect::<Vec<_>>())?;
+    let (moments_policy, outside) = (from_policy.moments()?, from_policy.outside(source)?);
     let draws = if source == Source::Policy {
         from_policy
     } else {
@@ -65,6 +66,10 @@ pub fn evaluate<B: Backend, R: Sampler<B>, P: Policy<B>>(
     let mut host_log_pi = vec![0.0; rows];
     backend.download(&log_pi, &mut host_log_pi)?;
     let weights = ImportanceWeights::new(&draws.host_log_p, &draws.host_log_q)?;
+    let weights = match outside {
+        Some(outside) => weights.with_outside(outside),
+        None => weights,
+    };
     Ok(Evaluation {
         log_z: weights.log_z(),
         kl_policy: weights.kl_to(&host_log_pi)?,
@@ -78,18 +83,4 @@ pub fn evaluate<B: Backend, R: Sampler<B>, P: Policy<B>>(
         moments_policy,
         warnings: weights.warning().into_iter().collect(),
     })
-}
-
-/// KL(π‖r) = E_π[log π − log r].
-fn kl_from_base<B: Backend, R: Sampler<B>>(
-    backend: &B,
-    target: &mut Target<'_, B, R>,
-    draws: &Draws<B>,
-) -> Result<Estimate> {
-    let rows = draws.rows();
-    let mut log_base = backend.zeros(rows, "log r")?;
-    target.base.score(&draws.batch, B::view_mut(&mut log_base, rows))?;
-    let mut host = vec![0.0; rows];
-    backend.download(&log_base, &mut host)?;
-    Estimate::mean(&draws.host_log_q.iter().zip(&host).map(|(log_pi, log_r)| log_pi - log_r).collect::<Vec<_>>())
 }

@@ -23,6 +23,16 @@ pub(super) struct Judge<B: Backend> {
     slots: Vec<u32>,
 }
 
+/// How π is compared with q.
+#[derive(Clone, Copy)]
+pub(super) struct Comparison {
+    /// What q is.
+    pub source: Source,
+    pub swap: Swap,
+    /// π(P = 0), where q may not draw all that π does.
+    pub outside: Option<Estimate>,
+}
+
 /// What the judge found.
 pub(super) struct Verdict {
     pub kl: Option<Estimate>,
@@ -33,7 +43,7 @@ pub(super) struct Verdict {
 
 impl<B: Backend> Judge<B> {
     pub fn new(backend: &B, space: Space, rows: usize, features: usize) -> Result<Self> {
-        let held = rows * KEPT_EVALUATIONS;
+        let held = rows.saturating_mul(KEPT_EVALUATIONS);
         Ok(Judge {
             draws: Draws::new(backend, space, rows, features)?,
             held: Batch::with_capacity(backend, space, held)?,
@@ -59,13 +69,12 @@ impl<B: Backend> Judge<B> {
         &mut self,
         backend: &B,
         target: &mut Target<'_, B, R>,
-        source: Source,
         proposal: Option<&mut P>,
         policy: &mut P,
-        swap: Swap,
+        comparison: Comparison,
         draw: Draw,
     ) -> Result<Verdict> {
-        self.draws.fill(backend, target, source, proposal, draw)?;
+        self.draws.fill(backend, target, comparison.source, proposal, draw)?;
         let rows = self.draws.rows();
         if self.held.rows < self.held.capacity() {
             self.held.copy_rows(backend, &self.draws.batch, &self.slots, self.held.rows)?;
@@ -80,19 +89,22 @@ impl<B: Backend> Judge<B> {
         policy.score(&self.held, B::view_mut(&mut self.log_pi, self.held.rows))?;
         let log_pi = &mut self.host_log_pi[..self.held.rows];
         backend.download(&self.log_pi, log_pi)?;
-        compare(&self.log_p, &self.log_q, log_pi, swap)
+        compare(&self.log_p, &self.log_q, log_pi, comparison)
     }
 }
 
-fn compare(log_p: &[f64], log_q: &[f64], log_pi: &[f64], swap: Swap) -> Result<Verdict> {
+fn compare(log_p: &[f64], log_q: &[f64], log_pi: &[f64], comparison: Comparison) -> Result<Verdict> {
     let weights = match ImportanceWeights::new(log_p, log_q) {
-        Ok(weights) => weights,
+        Ok(weights) => match comparison.outside {
+            Some(outside) => weights.with_outside(outside),
+            None => weights,
+        },
         // Not one draw of positive weight yet: nothing can be said.
         Err(Error::NoAnswer { .. }) => return Ok(Verdict { kl: None, kl_proposal: None, ess: 0.0, superior: false }),
         Err(error) => return Err(error),
     };
     let enough = weights.ess() >= MIN_ESS;
-    let superior = match swap {
+    let superior = match comparison.swap {
         Swap::Kl => weights.is_superior(log_pi)?,
         Swap::Tv => enough && weights.tv_difference(log_pi)?.exceeds_zero(2.0),
         _ => false,

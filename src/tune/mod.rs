@@ -20,6 +20,8 @@ mod draws;
 mod evaluate;
 mod judge;
 mod pool;
+mod rejection;
+mod step;
 mod tuner;
 
 pub use draws::{Draws, Source};
@@ -51,6 +53,28 @@ pub enum Method {
     Reinforce,
 }
 
+impl Method {
+    /// Whether π itself proposes, so that draws serve one update only.
+    fn is_on_policy(self) -> bool {
+        matches!(self, Method::DpgOnPolicy | Method::Reinforce)
+    }
+}
+
+/// Data that tuning may use beside its own draws.
+pub struct TuneData<'a, B: Backend> {
+    /// Judges [`Swap::CrossEntropy`]; never trained on.
+    pub held_out: Option<&'a Batch<B>>,
+    /// Samples of p that [`Method::Distill`] adds to those it accepts; the other methods do not read them.
+    pub extra: Option<&'a Batch<B>>,
+}
+
+impl<B: Backend> Default for TuneData<'_, B> {
+    /// None.
+    fn default() -> Self {
+        TuneData { held_out: None, extra: None }
+    }
+}
+
 /// When q ← π.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -79,13 +103,13 @@ pub struct TuneOptions {
     pub swap: Swap,
     /// Whether Ẑ·π/q (for REINFORCE, the mean reward) is subtracted from the weight.
     pub baseline: bool,
-    /// Sequences to draw for training: the budget.
+    /// Sequences to draw for training: the budget, rounded up to whole batches.
     pub samples: usize,
     /// Sequences per draw and per update.
     pub batch: usize,
     /// Updates per batch of draws, each on sequences of the cache; on-policy methods make 1.
     pub updates: usize,
-    /// Draws kept with their weights; the oldest leave first.
+    /// Draws kept with their weights, one batch at least; the oldest leave first.
     pub cache: usize,
     /// The optimiser at the start; the gradient is per token.
     pub adam: AdamOptions,
@@ -144,7 +168,12 @@ impl TuneOptions {
         Ok(())
     }
 
-    /// The share of the full learning rate once `samples` sequences have been drawn.
+    /// Sequences of each draw: a batch, or the whole budget where that is smaller.
+    fn rows(&self) -> usize {
+        self.batch.min(self.samples)
+    }
+
+    /// The share of the full learning rate once `samples` sequences have been trained on.
     fn rate(&self, samples: usize) -> f32 {
         if self.decay { 1.0 - 0.95 * (samples as f32 / self.samples as f32).min(1.0) } else { 1.0 }
     }
@@ -157,7 +186,8 @@ pub struct Record {
     pub samples: usize,
     /// Updates made so far.
     pub updates: usize,
-    /// Mean over the last updates of −log π per token of the sequences trained on, weighted as trained.
+    /// Mean of −log π per token (of the longest length) over the sequences of the last updates, each with its weight (for
+    /// REINFORCE its reward); NaN where there was no update.
     pub loss: f64,
     /// KL(p‖π) in nats, where an independent sample of the proposal allows an estimate.
     pub kl: Option<Estimate>,
@@ -169,7 +199,7 @@ pub struct Record {
     pub moments: Vec<Estimate>,
     /// log Ẑ over all draws so far.
     pub log_z: f64,
-    /// Swaps so far.
+    /// Swaps before this evaluation.
     pub swaps: usize,
 }
 
@@ -199,39 +229,39 @@ pub struct Tuned {
     pub warnings: Vec<String>,
 }
 
-/// Trains `policy` towards `target`. `data` is used by [`Swap::CrossEntropy`] (held-out: never trained on) and by
-/// [`Method::Distill`] (added to the accepted samples). `progress` is called after each batch of draws.
+/// Trains `policy` towards `target`. `progress` is called after each batch of draws.
 ///
 /// The same seed gives the same policy bit for bit, whatever the number of threads.
 ///
 /// # Errors
-/// Bad options; a guided proposal without a guide; a cross-entropy swap without data or from a guided proposal (which
-/// cannot score data); no draw of positive weight in the whole budget; NaN anywhere.
+/// Bad options; a guided proposal without a guide; a cross-entropy swap without held-out data or from a guided proposal
+/// (which cannot score data); no draw of positive weight in the whole budget; NaN anywhere.
 pub fn tune<B: Backend, R: Sampler<B>, P: Policy<B>>(
     backend: &B,
     target: &mut Target<'_, B, R>,
     policy: &mut P,
     options: &TuneOptions,
-    data: Option<&Batch<B>>,
+    data: TuneData<'_, B>,
     mut progress: impl FnMut(TuneProgress<'_>),
 ) -> Result<Tuned> {
     options.check()?;
     let mut tuner = tuner::Tuner::new(backend, target, policy, options, data)?;
-    let batches = options.samples.div_ceil(options.batch);
+    let rows = options.rows();
+    let batches = options.samples.div_ceil(rows);
+    let evaluations = |batches_done: usize| batches_done as u128 * options.evaluations as u128 / batches as u128;
     for batch in 0..batches {
-        let draw = Draw::new(options.seed, Purpose::Tune).skip((batch * options.batch) as u64);
-        tuner.draw(draw)?;
+        tuner.draw(Draw::new(options.seed, Purpose::Tune).skip((batch * rows) as u64))?;
         tuner.train()?;
-        let due = |batch: usize| batch * options.evaluations / batches;
-        if due(batch + 1) > due(batch) {
+        let due = evaluations(batch + 1) > evaluations(batch);
+        if due {
             tuner.evaluate()?;
         }
         if let Swap::Every(interval) = options.swap
-            && (batch + 1) as u64 % interval == 0
+            && ((batch + 1) as u64).is_multiple_of(interval)
         {
             tuner.swap()?;
         }
-        let record = if due(batch + 1) > due(batch) { tuner.history.last() } else { None };
+        let record = tuner.history.last().filter(|_| due);
         progress(TuneProgress { samples: tuner.samples, of: options.samples, record });
     }
     tuner.finish()

@@ -32,6 +32,8 @@ pub struct ImportanceWeights<'a> {
     log_z: Estimate,
     ess: f64,
     pareto_k: Option<f64>,
+    /// π(P = 0), where it is known from elsewhere.
+    outside: Option<Estimate>,
 }
 
 impl<'a> ImportanceWeights<'a> {
@@ -56,7 +58,14 @@ impl<'a> ImportanceWeights<'a> {
         // log Ẑ = log mean w; influence (w − Z)/Z = v − 1.
         let [total, squares, deviations] = sums(rows, |row| [v[row], v[row] * v[row], (v[row] - 1.0).powi(2)]);
         let log_z = Estimate::from_influence(log_z, deviations, rows);
-        Ok(ImportanceWeights { log_q, log_v, v, log_z, ess: total * total / squares, pareto_k })
+        Ok(ImportanceWeights { log_q, log_v, v, log_z, ess: total * total / squares, pareto_k, outside: None })
+    }
+
+    /// The same rows for a π that may leave the support of q, such as a guided proposal, which only draws what meets
+    /// the requirements: E_q[π/q] is then less than 1, and KL(p‖π), TV(p, π) and their differences would be found too
+    /// small. `outside` is π(P = 0), estimated from draws of π itself; rows of weight 0 then say nothing about π.
+    pub fn with_outside(self, outside: Estimate) -> Self {
+        ImportanceWeights { outside: Some(outside), ..self }
     }
 
     /// Number of rows.
@@ -108,34 +117,32 @@ impl<'a> ImportanceWeights<'a> {
     ///
     /// E_q[v log(v/u) − v + u]: every term is ≥ 0 and the error of Ẑ enters at second order. With dv/dZ = −v/Z,
     /// ∂/∂Z E[v log(v/u) − v + u] = −E[v log(v/u)]/Z = −KL/Z, so the influence function is
-    /// g − KL − KL·(v − 1) = g − KL·v.
+    /// g − E g − KL·(v − 1). [`ImportanceWeights::with_outside`] makes it E_q[v log(v/u) − v + u·1(v > 0)] + π(P = 0).
     ///
     /// # Errors
     /// Another number of rows, a log π that is NaN or +∞.
     pub fn kl_to(&self, log_pi: &[f64]) -> Result<Estimate> {
         let log_u = self.log_ratio(log_pi)?;
-        Ok(self.kl(|row| log_u[row]))
+        Ok(self.kl(|row| log_u[row], self.outside))
     }
 
     /// KL(p‖q) in nats: [`ImportanceWeights::kl_to`] with π = q, u = 1.
     pub fn kl_to_proposal(&self) -> Estimate {
-        self.kl(|_| 0.0)
+        self.kl(|_| 0.0, None)
     }
 
     /// TV(p, π) = ½ Σ|p − π|, in 0..=1, from log π of the same rows.
     ///
     /// ½ E_q|u − v|. With s = E_q[v·sgn(v − u)], ∂/∂Z E = −s/(2Z), so the influence function is
-    /// ½|u − v| − TV − ½ s (v − 1).
+    /// ½|u − v| − TV − ½ s (v − 1). [`ImportanceWeights::with_outside`] makes it ½ E_q|u − v|·1(v > 0) + ½ π(P = 0).
     ///
     /// # Errors
     /// Another number of rows, a log π that is NaN or +∞.
     pub fn tv_to(&self, log_pi: &[f64]) -> Result<Estimate> {
         let log_u = self.log_ratio(log_pi)?;
-        let (distance, slope) = (
-            |row: usize| half_distance(self.v[row], log_u[row].exp()),
-            |row: usize| half_slope(self.v[row], log_u[row].exp()),
-        );
-        Ok(self.plug_in(distance, slope))
+        let slope = |row: usize| half_slope(self.v[row], log_u[row].exp());
+        let inside = self.plug_in(|row| self.distance(row, log_u[row]), slope);
+        Ok(self.outside.map_or(inside, |outside| inside.plus(outside.scaled(0.5))))
     }
 
     /// TV(p, q): [`ImportanceWeights::tv_to`] with π = q, u = 1.
@@ -193,9 +200,10 @@ impl<'a> ImportanceWeights<'a> {
     /// Another number of rows, a log π that is NaN or +∞.
     pub fn tv_difference(&self, log_pi: &[f64]) -> Result<Estimate> {
         let log_u = self.log_ratio(log_pi)?;
-        let distance = |row: usize| half_distance(self.v[row], 1.0) - half_distance(self.v[row], log_u[row].exp());
+        let distance = |row: usize| half_distance(self.v[row], 1.0) - self.distance(row, log_u[row]);
         let slope = |row: usize| half_slope(self.v[row], 1.0) - half_slope(self.v[row], log_u[row].exp());
-        Ok(self.plug_in(distance, slope))
+        let inside = self.plug_in(distance, slope);
+        Ok(self.outside.map_or(inside, |outside| inside.plus(outside.scaled(-0.5))))
     }
 
     /// Whether the proposal should be replaced by π: Δ of [`ImportanceWeights::kl_difference`] beyond two standard
@@ -216,17 +224,29 @@ impl<'a> ImportanceWeights<'a> {
         Ok(log_pi.iter().zip(self.log_q).map(|(log_pi, log_q)| log_pi - log_q).collect())
     }
 
-    fn kl(&self, log_u: impl Fn(usize) -> f64 + Sync) -> Estimate {
+    /// ½|u − v| of a row; 0 where another estimate accounts for P = 0.
+    fn distance(&self, row: usize, log_u: f64) -> f64 {
+        if self.v[row] == 0.0 && self.outside.is_some() { 0.0 } else { half_distance(self.v[row], log_u.exp()) }
+    }
+
+    fn kl(&self, log_u: impl Fn(usize) -> f64 + Sync, outside: Option<Estimate>) -> Estimate {
         let rows = self.rows();
         let term = |row: usize| {
             let (v, u) = (self.v[row], log_u(row).exp());
-            // v = 0 leaves u (v log v → 0); u = 0 with v > 0 gives +∞, as it must.
-            if v == 0.0 { u } else { (v * (self.log_v[row] - log_u(row)) - v + u).max(0.0) }
+            match v {
+                0.0 if outside.is_some() => 0.0,
+                // v log v → 0.
+                0.0 => u,
+                // u = 0 gives +∞, as it must.
+                _ => (v * (self.log_v[row] - log_u(row)) - v + u).max(0.0),
+            }
         };
         let [total] = sums(rows, |row| [term(row)]);
-        let kl = total / rows as f64;
-        let [squares] = sums(rows, |row| [(term(row) - kl * self.v[row]).powi(2)]);
-        Estimate::from_influence(kl, squares, rows)
+        let inside = total / rows as f64;
+        let kl = inside + outside.map_or(0.0, |outside| outside.value);
+        let [squares] = sums(rows, |row| [(term(row) - inside - kl * (self.v[row] - 1.0)).powi(2)]);
+        let estimate = Estimate::from_influence(inside, squares, rows);
+        outside.map_or(estimate, |outside| estimate.plus(outside))
     }
 
     /// The mean of `term`, which depends on Ẑ through v alone with v·∂term/∂v = `slope`. As dv/dZ = −v/Z, its

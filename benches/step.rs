@@ -1,0 +1,38 @@
+//! One off-policy DPG step at the papers' scale, and its phases. The same work in PyTorch: `peers/dpg_torch.py`.
+
+use std::time::Duration;
+
+use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+
+mod workload;
+use workload::{Size, Workload};
+
+type Phase = fn(&mut Workload) -> ebm_dpg::Result<()>;
+
+const PHASES: [(&str, Phase); 5] = [
+    ("dpg_step", Workload::step),
+    ("sample", Workload::sample),
+    ("score", Workload::score),
+    ("features", Workload::features),
+    ("gradient", Workload::gradient),
+];
+
+fn step(criterion: &mut Criterion) {
+    let size = Size::default();
+    let mut workload = Workload::new(size).expect("memory for the workload");
+    // Each phase needs what those before it leave; the first pass also makes the models' workspaces.
+    workload.step().expect("a step");
+    workload.check().expect("right answers");
+    for (name, phase) in PHASES {
+        let mut group = criterion.benchmark_group(name);
+        group.throughput(Throughput::Elements(size.batch as u64));
+        group.sampling_mode(SamplingMode::Flat).sample_size(10);
+        group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(5));
+        group.bench_function("cpu", |bencher| bencher.iter(|| phase(&mut workload).expect("a phase")));
+        group.finish();
+    }
+    workload.check().expect("right answers");
+}
+
+criterion_group!(benches, step);
+criterion_main!(benches);
