@@ -93,7 +93,7 @@ pub fn permutation(draw: Draw, position: u32, n: usize) -> Vec<u32> {
     for i in (1..n).rev() {
         // Multiply-shift instead of a remainder; its bias is below n / 2³².
         let word = draw.words(i as u64, position, 0)[0];
-        order.swap(i, (u64::from(word) * (i as u64 + 1) >> 32) as usize);
+        order.swap(i, ((u64::from(word) * (i as u64 + 1)) >> 32) as usize);
     }
     order
 }

@@ -90,7 +90,7 @@ pub(crate) unsafe fn multiply_tile<S: Simd>(
     if depth == 0 {
         return;
     }
-    assert!(rows >= 1 && rows <= TILE_ROWS && width % LANES == 0 && width <= PANEL);
+    assert!((1..=TILE_ROWS).contains(&rows) && width.is_multiple_of(LANES) && width <= PANEL);
     assert!((first + rows - 1) * a.row_stride + (depth - 1) * a.depth_stride < a.values.len());
     assert!((depth - 1) * b_stride + width <= b.len());
     unsafe {

@@ -342,6 +342,7 @@ pub(crate) use x86::{Avx2, Avx512};
 macro_rules! dispatch {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? = $body:ident) => {
         $(#[$meta])*
+        #[allow(clippy::too_many_arguments, reason = "the instruction set comes on top of the kernel's own")]
         $vis fn $name(isa: $crate::backend::simd::Isa, $($arg: $type),*) $(-> $out)? {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx2,fma")]

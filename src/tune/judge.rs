@@ -135,20 +135,22 @@ impl<B: Backend> DataJudge<B> {
         })
     }
 
-    /// `proposal` is the policy that proposes, `None` where the base does.
+    /// Compares π with the proposal that `source` names; `proposal` is the policy that proposes.
     pub fn is_superior<R: Sampler<B>, P: Policy<B>>(
         &mut self,
         backend: &B,
-        base: &mut R,
+        target: &mut Target<'_, B, R>,
+        source: Source,
         proposal: Option<&mut P>,
         policy: &mut P,
         data: &Batch<B>,
     ) -> Result<bool> {
         policy.score(data, B::view_mut(&mut self.log_pi, data.rows))?;
         let log_q = B::view_mut(&mut self.log_q, data.rows);
-        match proposal {
-            Some(proposal) => proposal.score(data, log_q)?,
-            None => base.score(data, log_q)?,
+        match (source, proposal, target.guide) {
+            (Source::Policy, Some(proposal), _) => proposal.score(data, log_q)?,
+            (Source::Guided, _, Some(guide)) => target.base.score_guided(guide, data, log_q)?,
+            _ => target.base.score(data, log_q)?,
         }
         backend.download(&self.log_pi, &mut self.host_log_pi)?;
         backend.download(&self.log_q, &mut self.host_log_q)?;

@@ -234,8 +234,8 @@ pub struct Tuned {
 /// The same seed gives the same policy bit for bit, whatever the number of threads.
 ///
 /// # Errors
-/// Bad options; a guided proposal without a guide; a cross-entropy swap without held-out data or from a guided proposal
-/// (which cannot score data); no draw of positive weight in the whole budget; NaN anywhere.
+/// Bad options; a guided proposal without a guide; a cross-entropy swap without held-out data; no draw of positive weight
+/// in the whole budget; NaN anywhere.
 pub fn tune<B: Backend, R: Sampler<B>, P: Policy<B>>(
     backend: &B,
     target: &mut Target<'_, B, R>,

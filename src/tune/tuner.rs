@@ -207,8 +207,7 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
         let (Some(judge), Some(data)) = (&mut self.data_judge, self.data.held_out) else {
             return Ok(false);
         };
-        let proposal = self.proposal.as_mut().filter(|_| self.source == Source::Policy);
-        judge.is_superior(self.backend, self.target.base, proposal, self.policy, data)
+        judge.is_superior(self.backend, self.target, self.source, self.proposal.as_mut(), self.policy, data)
     }
 
     /// q ← π, where the method swaps at all.
@@ -248,13 +247,9 @@ fn check_needs<B: Backend>(options: &TuneOptions, source: Source, guide: bool, d
     if source == Source::Guided && !guide {
         return Err(Error::argument("guided proposal", "a guide in the target", "none"));
     }
-    if options.method == Method::DpgOffPolicy && options.swap == Swap::CrossEntropy {
-        if data.held_out.is_none_or(|data| data.rows == 0) {
-            return Err(Error::argument("swap by cross-entropy", "held-out data", "none"));
-        }
-        if source == Source::Guided {
-            return Err(Error::argument("swap by cross-entropy", "the base as first proposal", "the guided proposal"));
-        }
+    let by_data = options.method == Method::DpgOffPolicy && options.swap == Swap::CrossEntropy;
+    if by_data && data.held_out.is_none_or(|data| data.rows == 0) {
+        return Err(Error::argument("swap by cross-entropy", "held-out data", "none"));
     }
     Ok(())
 }

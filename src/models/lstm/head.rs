@@ -26,7 +26,7 @@ dispatch! {
 
 #[inline(always)]
 unsafe fn softmax_row<S: Simd>(logits: &mut [f32], added: &[f32], exps: &mut [f32]) -> Softmax {
-    assert!(logits.len() == added.len() && logits.len() == exps.len() && logits.len() % LANES == 0);
+    assert!(logits.len() == added.len() && logits.len() == exps.len() && logits.len().is_multiple_of(LANES));
     unsafe {
         let mut maxima = S::splat(f32::NEG_INFINITY);
         for at in (0..logits.len()).step_by(LANES) {

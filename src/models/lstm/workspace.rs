@@ -184,7 +184,7 @@ impl Workspace {
 
 /// Workspaces that wait for the next chunk. There are never more of them than threads that worked at once.
 pub(crate) struct Pool {
-    free: Mutex<Vec<Box<Workspace>>>,
+    free: Mutex<Vec<Workspace>>,
     layout: Layout,
     steps: Option<usize>,
 }
@@ -198,7 +198,7 @@ impl Pool {
     pub fn with<T>(&self, work: impl FnOnce(&mut Workspace) -> T) -> T {
         let lock = || self.free.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let free = lock().pop();
-        let mut workspace = free.unwrap_or_else(|| Box::new(Workspace::new(self.layout, self.steps)));
+        let mut workspace = free.unwrap_or_else(|| Workspace::new(self.layout, self.steps));
         let result = work(&mut workspace);
         lock().push(workspace);
         result

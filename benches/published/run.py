@@ -1,0 +1,75 @@
+"""The papers' table: motif 10001011111000, LSTM 2x200, flags 1001111, over data sizes, methods and seeds.
+
+Each row is one run of the `motif` example in a folder of its own; a row whose report is there is not run again, so
+that the table can be made in pieces. The base r of a data size and seed is trained once and shared by its rows.
+
+    python3 benches/published/run.py RESULTS [--workers 2] [--sizes 500 5000] [--seeds 1 2 3] [--only dpg-guided ...]
+
+`benches/published/table.py RESULTS` draws the table from the reports.
+"""
+import argparse
+import itertools
+import os
+import pathlib
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SETTING = ["--motif", "10001011111000", "--hidden", "200", "--layers", "2", "--features", "1001111",
+           "--batch", "128", "--learning-rate", "0.004"]
+METHODS = {
+    "dpg-guided": ["--method", "dpg-off", "--proposal", "guided"],
+    "dpg-base": ["--method", "dpg-off", "--proposal", "base"],
+    "distill": ["--method", "distill", "--proposal", "base"],
+    "true": ["--method", "dpg-off", "--target", "true"],
+    "reinforce": ["--method", "reinforce", "--baseline"],
+}
+BASE_ONLY = ["--samples", "128", "--batch", "128"]
+
+
+def motif(out, options, threads):
+    """Runs the example unless its report is there; returns whether the report is there now."""
+    if not (out / "report.json").exists():
+        out.mkdir(parents=True, exist_ok=True)
+        command = [os.environ.get("MOTIF", str(ROOT / "target/release/examples/motif")), *SETTING, *options]
+        env = {**os.environ, "RAYON_NUM_THREADS": str(threads)}
+        with open(out / "log.txt", "w") as log:
+            subprocess.run([*command, "--out", str(out)], env=env, stdout=log, stderr=subprocess.STDOUT)
+    done = (out / "report.json").exists()
+    print("done  " if done else "FAILED", out.relative_to(out.parents[1]), flush=True)
+    return done
+
+
+def row(results, size, seed, method, samples, threads):
+    """One row: the base of (size, seed) first, then the method on it. `true` needs no base."""
+    out = results / f"{size}-{seed}" / method
+    options = ["--data-size", str(size), "--seed", str(seed), "--samples", str(samples), *METHODS[method]]
+    if method != "true":
+        options += ["--base", str(results / f"{size}-{seed}" / "base" / "base.safetensors")]
+    motif(out, options, threads)
+
+
+def main():
+    a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a.add_argument("results", type=pathlib.Path)
+    a.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
+    a.add_argument("--sizes", type=int, nargs="+", default=[500, 5000, 20000])
+    a.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    a.add_argument("--only", nargs="+", choices=METHODS, default=["dpg-guided", "dpg-base", "distill"])
+    a.add_argument("--samples", type=int, default=32_000, help="draws of every row: equal budgets")
+    o = a.parse_args()
+    results = o.results.resolve()
+    if not os.environ.get("MOTIF"):
+        subprocess.run(["cargo", "build", "--release", "--example", "motif"], cwd=ROOT, check=True)
+    cells = list(itertools.product(o.sizes, o.seeds))
+    with ThreadPoolExecutor(o.workers) as pool:
+        if o.only != ["true"]:
+            list(pool.map(lambda cell: motif(results / f"{cell[0]}-{cell[1]}" / "base", [
+                "--data-size", str(cell[0]), "--seed", str(cell[1]), *BASE_ONLY], 1), cells))
+        rows = [(size, seed, method) for method in o.only for size, seed in cells]
+        list(pool.map(lambda r: row(results, *r, o.samples, 1), rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
