@@ -25,7 +25,7 @@ METHODS = {
     "true": ["--method", "dpg-off", "--target", "true"],
     "reinforce": ["--method", "reinforce", "--baseline"],
 }
-BASE_ONLY = ["--samples", "128", "--batch", "128"]
+BASE_ONLY = ["--samples", "128"]
 
 
 def motif(out, options, threads):

@@ -10,7 +10,7 @@ use crate::weights::WeightKernel;
 
 mod cpu;
 pub(crate) mod product;
-pub mod simd;
+pub(crate) mod simd;
 pub use cpu::Cpu;
 
 /// A plain value that may live in a backend's buffer.

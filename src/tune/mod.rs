@@ -49,7 +49,7 @@ pub enum Method {
     DpgOnPolicy,
     /// Maximum likelihood on samples of p, accepted by rejection.
     Distill,
-    /// REINFORCE on the reward R = P, the foil: it maximises E_π[P], which is not to match p.
+    /// REINFORCE on the reward R = P, the foil: it maximises `E_π[P]`, which is not to match p.
     Reinforce,
 }
 
