@@ -11,6 +11,9 @@ pub(crate) const TILE_ROWS: usize = 6;
 /// Columns of a full panel.
 pub(crate) const PANEL: usize = 4 * LANES;
 
+/// How many rows of a panel are asked for ahead: panels stream from the second-level cache.
+const PREFETCH: usize = 4;
+
 /// Six rows of one panel, on the stack.
 pub(crate) type Tile = [[f32; PANEL]; TILE_ROWS];
 
@@ -139,6 +142,7 @@ impl Run {
                 let mut row = [S::splat(0.0); VECTORS];
                 for v in 0..VECTORS {
                     row[v] = S::load(b.add(v * LANES));
+                    S::prefetch(b.wrapping_add(PREFETCH * self.b_stride + v * LANES));
                 }
                 for i in 0..TILE_ROWS {
                     let a = S::splat(*self.rows[i].add(offset));

@@ -69,6 +69,10 @@ pub(crate) trait Simd: Copy {
     /// 0 where `test < limit`, else `self`.
     unsafe fn zero_below(self, test: Self, limit: Self) -> Self;
 
+    /// Asks for the cache line at `at`, which need not be valid memory: a hint, never an access.
+    #[inline(always)]
+    unsafe fn prefetch(_at: *const f32) {}
+
     #[inline(always)]
     unsafe fn lanes(self) -> [f32; LANES] {
         let mut lanes = [0.0; LANES];
@@ -211,6 +215,10 @@ mod x86 {
     // machine with AVX-512F; unaligned loads and stores get the caller's valid pointers.
     impl Simd for Avx512 {
         const WIDE: bool = true;
+        #[inline(always)]
+        unsafe fn prefetch(at: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        }
         #[inline(always)]
         unsafe fn splat(value: f32) -> Self {
             Avx512(unsafe { _mm512_set1_ps(value) })

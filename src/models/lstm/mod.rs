@@ -1,6 +1,6 @@
 //! An LSTM over tokens on the CPU: layers of one size, the first fed by one-hot tokens, a linear head.
 //!
-//! Work goes in chunks of 24 to 48 sequences, the longest first; a chunk's step is a few matrix products with the cell
+//! Work goes in chunks of 36 to 48 sequences, the longest first; a chunk's step is a few matrix products with the cell
 //! update fused behind them. Values do not depend on the chunk around a sequence, nor on the number of threads.
 //!
 //! Memory, in values of 4 bytes, for N parameters (padding included), L layers, U = hidden padded to 16, T tokens and
@@ -34,7 +34,7 @@ mod workspace;
 /// Rows of a chunk for a batch of `rows`: enough chunks to go round, none too small for the products. A function of the
 /// batch alone, so that the order of sums does not depend on the machine.
 fn chunk_rows(rows: usize) -> usize {
-    const SMALLEST: usize = 24;
+    const SMALLEST: usize = 36;
     rows.div_ceil(PARTIALS).next_multiple_of(TILE_ROWS).clamp(SMALLEST, CHUNK)
 }
 
