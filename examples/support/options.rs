@@ -251,6 +251,18 @@ pub struct Text {
     pub common: Common,
 }
 
+impl Text {
+    /// The patterns as given, anchors included.
+    pub fn patterns(&self) -> Vec<String> {
+        self.wants.iter().map(|want| want.text.clone()).collect()
+    }
+
+    /// The share wanted of each.
+    pub fn moments(&self) -> Vec<f64> {
+        self.wants.iter().map(|want| want.moment).collect()
+    }
+}
+
 /// A command line of an example.
 pub trait Options: Parser + Serialize {
     /// The defaults that differ between the examples, by option.
@@ -334,6 +346,9 @@ impl Options for Text {
 impl Common {
     fn check(&self, data_size: usize) -> Result<()> {
         self.device.open()?;
+        if self.method == Method::DpgOff && self.swap == Swap::Ce && self.proposal == Proposal::Guided {
+            return Err(Error::argument("--swap ce", "--proposal base, which can score data", "--proposal guided"));
+        }
         // Two symbols at least, and the three special tokens.
         self.check_memory(5, data_size)
     }

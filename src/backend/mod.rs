@@ -24,7 +24,17 @@ impl Element for u64 {}
 
 /// A place where the stages run: each stage's kernel trait, over this backend's buffers.
 pub trait Backend:
-    TokenKernel + FeatureKernel + PotentialKernel + WeightKernel + AdamKernel + Clone + std::fmt::Debug + Send + Sync + Sized + 'static
+    TokenKernel
+    + FeatureKernel
+    + PotentialKernel
+    + WeightKernel
+    + AdamKernel
+    + Clone
+    + std::fmt::Debug
+    + Send
+    + Sync
+    + Sized
+    + 'static
 {
     /// Memory owned by the backend.
     type Buffer<T: Element>: Send + Sync;

@@ -51,7 +51,8 @@ pub fn evaluate<B: Backend, R: Sampler<B>, P: Policy<B>>(
     let mut from_policy = Draws::new(backend, space, rows, features)?;
     from_policy.fill(backend, target, Source::Policy, Some(policy), draw)?;
     let kl_policy_base = kl_from_base(backend, target, &from_policy)?;
-    let moments_policy = ImportanceWeights::new(&vec![0.0; rows], &vec![0.0; rows])?.moments(&from_policy.host_phi, features)?;
+    let moments_policy =
+        ImportanceWeights::new(&vec![0.0; rows], &vec![0.0; rows])?.moments(&from_policy.host_phi, features)?;
     let draws = if source == Source::Policy {
         from_policy
     } else {

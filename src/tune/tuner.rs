@@ -318,7 +318,10 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
         if self.updates == 0 {
             return Err(Error::no_answer(
                 "tuning",
-                format!("not one of {} draws had a positive weight: draw more, or from a guided proposal", self.samples),
+                format!(
+                    "not one of {} draws had a positive weight: draw more, or from a guided proposal",
+                    self.samples
+                ),
             ));
         }
         if self.clipped > 0 {
@@ -327,13 +330,7 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
                 self.clipped
             ));
         }
-        Ok(Tuned {
-            samples: self.samples,
-            updates: self.updates,
-            swaps: self.swaps,
-            history: self.history,
-            warnings,
-        })
+        Ok(Tuned { samples: self.samples, updates: self.updates, swaps: self.swaps, history: self.history, warnings })
     }
 }
 
