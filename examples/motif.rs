@@ -25,6 +25,9 @@ use support::report::{CrossEntropies, Features, Frequencies, MomentTable, Output
 const VALIDATION: usize = 2_000;
 const TEST: usize = 5_000;
 
+/// Updates of π a batch of draws: each draw serves so many times.
+const UPDATES: usize = 8;
+
 fn main() -> ExitCode {
     support::run(experiment)
 }
@@ -134,7 +137,8 @@ impl Run<'_> {
         let (common, test) = (&self.options.common, &self.splits.test);
         let table = self.features.compile(&Cpu)?;
         let mut target = Target { base, features: &table, potential, guide: Some(guide) };
-        let (tuned, tuning) = phase::tune_policy(common, &mut target, &mut policy, Some(&self.splits.validation))?;
+        let (tuned, tuning) =
+            phase::tune_policy(common, UPDATES, &mut target, &mut policy, Some(&self.splits.validation))?;
         seconds.tune = tuning;
         policy.save(&output.file("policy.safetensors"))?;
         phase::draw_tuning(output, &tuned, self.features.names(), &self.data_moments)?;

@@ -28,6 +28,9 @@ const WORDS: &[u8] = include_bytes!("data/words.txt");
 const VALIDATION: usize = 2_000;
 const TEST: usize = 5_000;
 
+/// Updates of π a batch of draws. It starts near its target: more would fit it to the draws of the cache.
+const UPDATES: usize = 2;
+
 /// Samples of r and of π to look at.
 const SHOWN: usize = 10;
 
@@ -182,7 +185,7 @@ impl Run<'_> {
         // The lines do not have the wanted moments, so nothing is distilled from them.
         let held_out = (common.swap == Swap::Ce).then_some(&self.corpus.validation);
         let mut target = self.fit.target(&mut self.base, &self.table);
-        let (tuned, seconds) = phase::tune_policy(common, &mut target, &mut self.policy, held_out)?;
+        let (tuned, seconds) = phase::tune_policy(common, UPDATES, &mut target, &mut self.policy, held_out)?;
         self.policy.save(&output.file("policy.safetensors"))?;
         phase::draw_tuning(output, &tuned, &self.options.patterns(), &self.options.moments())?;
         Ok((tuned, seconds))

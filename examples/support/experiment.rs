@@ -23,8 +23,6 @@ use super::say;
 
 /// Sequences that judge at the end.
 pub const JUDGED: usize = 20_000;
-/// Updates of the policy per batch of draws: the cache makes each draw serve so many times.
-const UPDATES: usize = 8;
 
 /// A trained or loaded base, and how long its training took.
 pub struct Base {
@@ -139,7 +137,7 @@ fn fit_options(common: &Common) -> FitOptions {
 }
 
 /// The options of the tuning.
-pub fn tune_options(common: &Common) -> TuneOptions {
+fn tune_options(common: &Common, updates: usize) -> TuneOptions {
     let mut options = TuneOptions::default();
     options.method = match common.method {
         Method::DpgOff => tune::Method::DpgOffPolicy,
@@ -161,20 +159,22 @@ pub fn tune_options(common: &Common) -> TuneOptions {
     options.baseline = common.baseline;
     options.samples = common.samples;
     options.batch = common.batch;
-    options.updates = UPDATES;
+    options.updates = updates;
     options.adam = AdamOptions { learning_rate: common.learning_rate as f32, ..options.adam };
     options.seed = common.seed;
     options
 }
 
-/// Tunes the policy; `watched` names the feature whose moment the progress line shows.
+/// Tunes the policy by so many updates a batch of draws; the cache makes each draw serve as often. Returns the seconds,
+/// too.
 pub fn tune_policy<R: Sampler<Cpu>>(
     common: &Common,
+    updates: usize,
     target: &mut Target<'_, Cpu, R>,
     policy: &mut Lstm,
     data: Option<&Batch>,
 ) -> Result<(Tuned, f64)> {
-    let options = tune_options(common);
+    let options = tune_options(common, updates);
     let mut progress = Progress::start("policy π", options.samples as u64, "draws");
     let mut note = String::new();
     let tuned = tune::tune(&Cpu, target, policy, &options, data, |now| {

@@ -321,12 +321,20 @@ impl Options for Text {
         ("hidden", "128"),
         ("layers", "1"),
         ("batch", "500"),
-        ("learning_rate", "0.002"),
+        ("learning_rate", "0.001"),
         ("samples", "100000"),
         ("out", "out/text"),
     ];
 
     fn check(&self) -> Result<()> {
+        let longest = self.common.length as usize;
+        for want in &self.wants {
+            let symbols = want.literal.chars().count();
+            if symbols > longest {
+                let expected = format!("at most {longest} symbols (--length)");
+                return Err(Error::argument(format!("--want {}", want.text.escape_debug()), expected, symbols));
+            }
+        }
         let pairs = || self.wants.iter().enumerate().flat_map(|(at, a)| self.wants[..at].iter().map(move |b| (a, b)));
         for (a, b) in pairs() {
             if a.text == b.text {
