@@ -28,8 +28,8 @@ const WORDS: &[u8] = include_bytes!("data/words.txt");
 const VALIDATION: usize = 2_000;
 const TEST: usize = 5_000;
 
-/// Updates of π a batch of draws. It starts near its target: more would fit it to the draws of the cache.
-const UPDATES: usize = 2;
+/// Updates of π a batch of draws: each draw serves so many times.
+const UPDATES: usize = 4;
 
 /// Samples of r and of π to look at.
 const SHOWN: usize = 10;

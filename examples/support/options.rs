@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::error::{ContextKind, ErrorKind};
-use clap::{Args, Parser, ValueEnum};
+use clap::{ArgAction, Args, Parser, ValueEnum};
 use ebm_dpg::backend::Device;
 use ebm_dpg::features::Feature;
 use ebm_dpg::tokens::Token;
@@ -164,8 +164,15 @@ pub struct Common {
     /// When the policy replaces the proposal: by lower kl, tv or ce, never, or every:N updates
     #[arg(long, default_value = "kl", value_name = "RULE")]
     pub swap: Swap,
-    /// Subtract the Ẑ·π/q baseline
-    #[arg(long)]
+    /// Subtract the Ẑ·π/q baseline; --baseline=false does not
+    #[arg(
+        long,
+        value_name = "BOOL",
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
     pub baseline: bool,
     /// A base model saved by an earlier run, instead of training one
     #[arg(long, value_name = "FILE")]
@@ -297,6 +304,7 @@ impl Options for Motif {
     const DEFAULTS: &[(&str, &str)] = &[
         ("length", "30"),
         ("init", "fresh"),
+        ("baseline", "false"),
         ("hidden", "64"),
         ("layers", "2"),
         ("batch", "500"),
@@ -318,11 +326,12 @@ impl Options for Text {
     const DEFAULTS: &[(&str, &str)] = &[
         ("length", "14"),
         ("init", "base"),
-        ("hidden", "128"),
+        ("baseline", "true"),
+        ("hidden", "192"),
         ("layers", "1"),
         ("batch", "500"),
         ("learning_rate", "0.001"),
-        ("samples", "100000"),
+        ("samples", "60000"),
         ("out", "out/text"),
     ];
 
