@@ -65,7 +65,7 @@ fn likelihood() -> LikelihoodOptions {
     let mut options = LikelihoodOptions::default();
     options.adam = AdamOptions { learning_rate: 4e-3, clip: 1.0, ..options.adam };
     options.batch = 256;
-    options.epochs = 20;
+    options.epochs = 30;
     options.patience = 3;
     options
 }

@@ -327,11 +327,11 @@ impl Options for Text {
         ("length", "14"),
         ("init", "base"),
         ("baseline", "true"),
-        ("hidden", "192"),
+        ("hidden", "128"),
         ("layers", "1"),
         ("batch", "500"),
-        ("learning_rate", "0.001"),
-        ("samples", "60000"),
+        ("learning_rate", "0.004"),
+        ("samples", "160000"),
         ("out", "out/text"),
     ];
 
