@@ -25,6 +25,9 @@ use support::report::{CrossEntropies, Features, Frequencies, MomentTable, Output
 const VALIDATION: usize = 2_000;
 const TEST: usize = 5_000;
 
+/// Draws that λ is fitted on.
+const FIT_SAMPLES: usize = 20_000;
+
 /// Updates of π a batch of draws: each draw serves so many times.
 const UPDATES: usize = 8;
 
@@ -79,7 +82,7 @@ fn fitted(
     let features = FeatureSet::from_flags(splits.train.space, motif, &options.features, modulus)?;
     let table = features.compile(&Cpu)?;
     let targets = Targets::from_data(&phase::evaluate(&table, &splits.train)?, features.len())?;
-    let fit = phase::fit(common, &mut base.model, &features, &targets)?;
+    let fit = phase::fit(common, FIT_SAMPLES, &mut base.model, &features, &targets)?;
     seconds.fit = fit.seconds;
     let policy = phase::initial_policy(common, splits.train.space, Some(&base.model))?;
     let run = Run { options, process, splits, features, data_moments: targets.moments().to_vec(), log_z: fit.log_z };

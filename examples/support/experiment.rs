@@ -101,16 +101,23 @@ impl Fitted {
     }
 }
 
-/// Fits λ over r.
-pub fn fit(common: &Common, base: &mut Lstm, features: &FeatureSet, targets: &Targets) -> Result<Fitted> {
+/// Fits λ over r, on so many draws.
+pub fn fit(
+    common: &Common,
+    samples: usize,
+    base: &mut Lstm,
+    features: &FeatureSet,
+    targets: &Targets,
+) -> Result<Fitted> {
     let started = Instant::now();
-    let fit = fit::fit(&Cpu, base, features, targets, &fit_options(common), Draw::new(common.seed, Purpose::Fit))?;
+    let options = fit_options(common, samples);
+    let fit = fit::fit(&Cpu, base, features, targets, &options, Draw::new(common.seed, Purpose::Fit))?;
     let potential = fit.potential(&Cpu)?;
     let guide = match fit.guide {
         Some(guide) => guide,
         None => {
             let draw = Draw::new(common.seed, Purpose::Fit).skip(1 << 50);
-            fit::guide_towards(&Cpu, base, features, &potential, &fit_options(common), draw)?
+            fit::guide_towards(&Cpu, base, features, &potential, &options, draw)?
         }
     };
     let (seconds, log_z) = (started.elapsed().as_secs_f64(), fit.log_z);
@@ -122,8 +129,9 @@ pub fn fit(common: &Common, base: &mut Lstm, features: &FeatureSet, targets: &Ta
 }
 
 /// The options of the fit.
-fn fit_options(common: &Common) -> FitOptions {
+fn fit_options(common: &Common, samples: usize) -> FitOptions {
     let mut options = FitOptions::default();
+    options.samples = samples;
     options.moments = match common.moments {
         Moments::Rs => fit::Moments::Rejection,
         Moments::Snis => fit::Moments::Base,

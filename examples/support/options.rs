@@ -330,7 +330,7 @@ impl Options for Text {
         ("hidden", "128"),
         ("layers", "1"),
         ("batch", "500"),
-        ("learning_rate", "0.004"),
+        ("learning_rate", "0.003"),
         ("samples", "160000"),
         ("out", "out/text"),
     ];
