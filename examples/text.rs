@@ -34,6 +34,9 @@ const FIT_SAMPLES: usize = 60_000;
 /// Updates of π a batch of draws: each draw serves so many times.
 const UPDATES: usize = 4;
 
+/// A moment of π further than this from the wanted one is worth a warning.
+const NEAR: f64 = 0.03;
+
 /// Samples of r and of π to look at.
 const SHOWN: usize = 10;
 
@@ -50,7 +53,8 @@ fn experiment(options: &Text) -> Result<()> {
     let loaded = phase::load_base(common, corpus.train.space)?;
     let mut output = Output::create(&common.out)?;
     corpus.warnings.iter().for_each(|warning| support::say(&format!("warning: {warning}")));
-    let mut base = phase::base(common, loaded, likelihood(), (&corpus.train, &corpus.validation), &mut output)?;
+    let data = (&corpus.train, &corpus.validation);
+    let mut base = phase::base(common, loaded, likelihood(corpus.train.rows), data, &mut output)?;
     let fit = phase::fit(common, FIT_SAMPLES, &mut base.model, &features, &Targets::wanted(&options.moments())?)?;
     let policy = phase::initial_policy(common, corpus.train.space, Some(&base.model))?;
     let mut run = Run { options, corpus, table, base: base.model, fit, policy };
@@ -63,14 +67,16 @@ fn experiment(options: &Text) -> Result<()> {
     support::print(&format!("{}{}", run.samples()?, report.table(features.names(), &output)))
 }
 
-/// How r is trained: smaller batches and larger steps than the papers', as words are more and shorter. Pressed further, r
-/// gains little, and p becomes too jagged for π to follow.
-fn likelihood() -> LikelihoodOptions {
+/// How r is trained on so many lines: with smaller batches and larger steps than the papers', and more passes over fewer
+/// lines. Pressed further, r gains little, and p becomes too jagged for π to follow.
+fn likelihood(rows: usize) -> LikelihoodOptions {
+    const BATCH: usize = 256;
+    const UPDATES: usize = 1_500;
     let mut options = LikelihoodOptions::default();
     options.adam = AdamOptions { learning_rate: 2e-3, clip: 1.0, ..options.adam };
-    options.batch = 256;
-    options.epochs = 30;
-    options.patience = 3;
+    options.batch = BATCH;
+    options.epochs = UPDATES.div_ceil(rows.div_ceil(BATCH)).max(5);
+    options.patience = (options.epochs / 10).max(3);
     options
 }
 
@@ -206,7 +212,8 @@ impl Run<'_> {
             policy: phase::values(&found.moments_policy),
         };
         let ce = self.cross_entropies(log_z)?;
-        let warnings = [&self.corpus.warnings, &self.doubts(&ce), &self.fit.warnings, &tuned.warnings, &found.warnings];
+        let doubts = self.doubts(&ce, &found.moments_policy);
+        let warnings = [&self.corpus.warnings, &self.fit.warnings, &tuned.warnings, &found.warnings, &doubts];
         Ok(Report {
             motif: None,
             mode: None,
@@ -243,14 +250,23 @@ impl Run<'_> {
         })
     }
 
-    /// A base of the same number of other symbols loads, but knows nothing of these lines.
-    fn doubts(&self, ce: &CrossEntropies) -> Vec<String> {
+    /// What the results give reason to doubt: a base of as many other symbols loads, but knows nothing of these lines;
+    /// a budget can be too small.
+    fn doubts(&self, ce: &CrossEntropies, moments: &[Estimate]) -> Vec<String> {
         let chance = (self.corpus.vocab.len() as f64 + 1.0).ln();
-        let doubt = format!(
-            "r is worse than chance ({:.2} against {chance:.2} nats per token): trained on other symbols?",
-            ce.r
-        );
-        if ce.r < chance { Vec::new() } else { vec![doubt] }
+        let foreign = (ce.r > chance).then(|| {
+            format!("r is worse than chance ({:.2} against {chance:.2} nats per token): is it of other symbols?", ce.r)
+        });
+        let far = self
+            .options
+            .wants
+            .iter()
+            .zip(moments)
+            .filter(|(want, moment)| (moment.value - want.moment).abs() > NEAR + 2.0 * moment.standard_error);
+        let far = far.map(|(Want { text, moment: wanted, .. }, moment)| {
+            format!("{text} is in {:.3} of π, not in {wanted} as wanted: tune for longer (--samples)", moment.value)
+        });
+        foreign.into_iter().chain(far).collect()
     }
 
     /// Samples of r and of π, for people: a pair is drawn with the same random numbers.
@@ -276,7 +292,11 @@ fn shown(model: &mut Lstm, vocab: &Vocab, draw: Draw) -> Result<Vec<String>> {
     model.sample(draw, None, &mut batch, log_q, log_model)?;
     let line = |row| -> Result<String> {
         let text = vocab.decode(batch.content(row))?.escape_debug().to_string();
-        Ok(if batch.is_cut(row) { format!("{text}…") } else { text })
+        Ok(match text.as_str() {
+            "" => "(empty)".into(),
+            text if batch.is_cut(row) => format!("{text}…"),
+            text => text.into(),
+        })
     };
     (0..batch.rows).map(line).collect()
 }
