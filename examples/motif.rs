@@ -9,10 +9,9 @@ use ebm_dpg::backend::Cpu;
 use ebm_dpg::data::{Process, Splits};
 use ebm_dpg::exact::Guide;
 use ebm_dpg::features::FeatureSet;
-use ebm_dpg::fit::{Targets, fit};
-use ebm_dpg::models::{Lstm, Policy, Sampler};
-use ebm_dpg::potential::{Potential, Role};
-use ebm_dpg::rng::{Draw, Purpose};
+use ebm_dpg::fit::Targets;
+use ebm_dpg::models::{LikelihoodOptions, Lstm, Policy, Sampler};
+use ebm_dpg::potential::Potential;
 use ebm_dpg::tokens::Token;
 use ebm_dpg::tune::Target;
 use ebm_dpg::weights::Estimate;
@@ -26,13 +25,18 @@ use support::report::{CrossEntropies, Features, Frequencies, MomentTable, Output
 const VALIDATION: usize = 2_000;
 const TEST: usize = 5_000;
 
+/// Draws that λ is fitted on.
+const FIT_SAMPLES: usize = 20_000;
+
+/// Updates of π a batch of draws: each draw serves so many times.
+const UPDATES: usize = 4;
+
 fn main() -> ExitCode {
     support::run(experiment)
 }
 
 fn experiment(options: &Motif) -> Result<()> {
     let started = Instant::now();
-    let mut output = Output::create(&options.common.out)?;
     let motif: Vec<Token> = options.motif.bytes().map(|bit| Token::from(bit - b'0')).collect();
     let process = match options.mode {
         Mode::M => Process::motif(&motif, options.common.length)?,
@@ -40,10 +44,12 @@ fn experiment(options: &Motif) -> Result<()> {
         Mode::Mult => Process::multiple(options.multiple, options.common.length)?,
     };
     let splits = process.splits(options.common.seed, options.data_size, VALIDATION, TEST)?;
+    let loaded = phase::load_base(&options.common, splits.train.space)?;
+    let mut output = Output::create(&options.common.out)?;
     let mut seconds = Seconds::default();
     let report = match options.target {
-        options::Target::Ebm => fitted(options, &motif, &process, &splits, &mut output, &mut seconds)?,
-        options::Target::True => truth(options, &process, &splits, &mut output, &mut seconds)?,
+        options::Target::Ebm => fitted(options, &motif, &process, &splits, loaded, &mut output, &mut seconds)?,
+        options::Target::True => truth(options, &process, &splits, loaded, &mut output, &mut seconds)?,
     };
     seconds.total = started.elapsed().as_secs_f64();
     let (names, report) = (report.0, Report { seconds, ..report.1 });
@@ -51,7 +57,22 @@ fn experiment(options: &Motif) -> Result<()> {
     support::print(&report.table(&names, &output))
 }
 
+/// r, trained on the data unless it is loaded.
+fn train(options: &Motif, loaded: Option<Lstm>, splits: &Splits, output: &mut Output) -> Result<phase::Base> {
+    let data = (&splits.train, &splits.validation);
+    phase::base(&options.common, loaded, likelihood(options.data_size), data, output)
+}
+
 type Outcome = (Vec<String>, Report);
+
+/// How r is trained: four updates a pass at least, where the data allow, and a bound on updates for any amount of data.
+fn likelihood(rows: usize) -> LikelihoodOptions {
+    const UPDATES: usize = 1_000;
+    let mut options = LikelihoodOptions::default();
+    options.batch = (rows / 4).clamp(50, 250);
+    options.epochs = (UPDATES * options.batch).div_ceil(rows).clamp(1, options.epochs);
+    options
+}
 
 /// P_λ = r·b·exp⟨λ, φ⟩ fitted to the data.
 fn fitted(
@@ -59,35 +80,22 @@ fn fitted(
     motif: &[Token],
     process: &Process,
     splits: &Splits,
+    loaded: Option<Lstm>,
     output: &mut Output,
     seconds: &mut Seconds,
 ) -> Result<Outcome> {
     let common = &options.common;
-    let mut base = phase::base(common, &splits.train, &splits.validation, output)?;
+    let mut base = train(options, loaded, splits, output)?;
     seconds.base = base.seconds;
-    if let Some(training) = &base.training {
-        phase::draw_base(output, training)?;
-    }
-    let fitting = Instant::now();
     let modulus = (options.mode == Mode::Mult).then_some(options.multiple);
     let features = FeatureSet::from_flags(splits.train.space, motif, &options.features, modulus)?;
     let table = features.compile(&Cpu)?;
     let targets = Targets::from_data(&phase::evaluate(&table, &splits.train)?, features.len())?;
-    let draw = Draw::new(common.seed, Purpose::Fit);
-    let fit = fit(&Cpu, &mut base.model, &features, &targets, &phase::fit_options(common), draw)?;
-    let potential = fit.potential(&Cpu)?;
-    let guide = match fit.guide {
-        Some(guide) => guide,
-        None => phase::guide(common, &mut base.model, &features, &potential)?,
-    };
-    seconds.fit = fitting.elapsed().as_secs_f64();
-    support::say(&format!(
-        "fit λ              {} draws, {} iterations in {:.1} s, ESS {:.0}, log Z {:.3} ± {:.3}",
-        fit.samples, fit.iterations, seconds.fit, fit.ess, fit.log_z.value, fit.log_z.standard_error
-    ));
+    let fit = phase::fit(common, FIT_SAMPLES, &mut base.model, &features, &targets)?;
+    seconds.fit = fit.seconds;
     let policy = phase::initial_policy(common, splits.train.space, Some(&base.model))?;
     let run = Run { options, process, splits, features, data_moments: targets.moments().to_vec(), log_z: fit.log_z };
-    run.tune(&mut base.model, &potential, &guide, policy, fit.warnings, output, seconds)
+    run.tune(&mut base.model, &fit.potential, &fit.guide, policy, fit.warnings, output, seconds)
 }
 
 /// The distribution that made the data as the target: noise times its feature, λ known.
@@ -95,13 +103,14 @@ fn truth(
     options: &Motif,
     process: &Process,
     splits: &Splits,
+    loaded: Option<Lstm>,
     output: &mut Output,
     seconds: &mut Seconds,
 ) -> Result<Outcome> {
     let common = &options.common;
     let mut noise = process.chain().clone();
     let base = match common.init {
-        Init::Base => Some(phase::base(common, &splits.train, &splits.validation, output)?),
+        Init::Base => Some(train(options, loaded, splits, output)?),
         Init::Fresh => None,
     };
     seconds.base = base.as_ref().map_or(0.0, |base| base.seconds);
@@ -140,13 +149,14 @@ impl Run<'_> {
         let (common, test) = (&self.options.common, &self.splits.test);
         let table = self.features.compile(&Cpu)?;
         let mut target = Target { base, features: &table, potential, guide: Some(guide) };
-        let (tuned, tuning) = phase::tune_policy(common, &mut target, &mut policy, Some(&self.splits.validation))?;
+        let (tuned, tuning) =
+            phase::tune_policy(common, UPDATES, &mut target, &mut policy, Some(&self.splits.validation))?;
         seconds.tune = tuning;
         policy.save(&output.file("policy.safetensors"))?;
         phase::draw_tuning(output, &tuned, self.features.names(), &self.data_moments)?;
         let found = phase::judge(common.seed, &mut target, &mut policy)?;
         // The fit's own sample may be the better one for log Z.
-        let log_z = if self.log_z.standard_error < found.log_z.standard_error { self.log_z } else { found.log_z };
+        let log_z = phase::sharper(self.log_z, found.log_z);
         let ce = CrossEntropies {
             r: phase::cross_entropy(target.base, test)?,
             potential: phase::potential_cross_entropy(target.base, &table, potential, log_z.value, test)?,
@@ -159,7 +169,6 @@ impl Run<'_> {
         };
         warnings.extend(tuned.warnings);
         warnings.extend(found.warnings);
-        let lambda = |role: &Role| if let Role::Tilt(lambda) = role { *lambda } else { f64::NAN };
         let report = Report {
             motif: Some(self.options.motif.clone()),
             mode: Some(self.options.mode),
@@ -173,11 +182,8 @@ impl Run<'_> {
             entropy_per_token: self.process.entropy_per_token(),
             ce,
             motif_frequency: frequency,
-            lambda: potential.roles().iter().map(lambda).collect(),
-            moments: MomentTable::Motif {
-                data: self.data_moments,
-                potential: found.moments_target.iter().map(|moment| moment.value).collect(),
-            },
+            lambda: phase::lambda(potential),
+            moments: MomentTable::Motif { data: self.data_moments, potential: phase::values(&found.moments_target) },
             log_z: phase::reported(log_z),
             kl_target_policy: phase::reported(found.kl_policy),
             tv_target_policy: phase::reported(found.tv_policy),

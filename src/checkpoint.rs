@@ -59,7 +59,8 @@ pub(crate) struct Saved {
 /// # Errors
 /// [`Error::File`]: unreadable, truncated, no safetensors, a newer format.
 pub(crate) fn load(path: &Path) -> Result<Saved> {
-    let bytes = std::fs::read(path).map_err(|error| Error::file(path, format!("cannot be read: {error}")))?;
+    let unreadable = |error| Error::file(path, format!("expected a file that can be read, got: {error}"));
+    let bytes = std::fs::read(path).map_err(unreadable)?;
     let broken = |error: safetensors::SafeTensorError| {
         Error::file(path, format!("expected a whole safetensors file, got {} bytes: {error}", bytes.len()))
     };

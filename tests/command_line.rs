@@ -124,6 +124,56 @@ fn wanted_moments() {
 }
 
 #[test]
+fn wanted_moments_that_the_lines_cannot_have() {
+    let line = refused("text", &["--want", "ing=.5", "--want", "z\u{df}=.3"], 1);
+    assert!(line.contains("z\u{df}") && line.contains("symbol 2") && line.contains("got \"\u{df}\""), "{line}");
+    refused("text", &["--want", "a\tb=.3"], 1);
+    let line = refused("text", &["--want", "abcdef=.3", "--length", "5"], 2);
+    assert!(line.contains("at most 5 symbols"), "{line}");
+}
+
+#[test]
+fn files_that_hold_no_lines() {
+    let room = tempfile::tempdir().expect("a temporary directory");
+    let cases: &[(&str, &[u8], &str)] = &[
+        ("empty", b"", "at least one line"),
+        ("blank", b"\n\r\n\n", "at least one line"),
+        ("latin", b"ab\ncaf\xe9\n", "line 2, byte 4: expected UTF-8, got 0xe9"),
+        ("few", b"a\nb\n", "3 or more"),
+    ];
+    for (name, bytes, reason) in cases {
+        let file = room.path().join(name);
+        std::fs::write(&file, bytes).expect("a file");
+        let line = refused("text", &[file.to_str().expect("UTF-8")], 1);
+        assert!(line.contains(name) && line.contains(reason), "{line}");
+    }
+    refused("text", &[room.path().to_str().expect("UTF-8")], 1);
+    refused("text", &[room.path().join("none").to_str().expect("UTF-8")], 1);
+    let line = refused("text", &["--data-size", "15810"], 1);
+    assert!(line.contains("at most 12648"), "{line}");
+}
+
+#[test]
+fn bases_that_are_no_models_of_these_strings() {
+    let room = tempfile::tempdir().expect("a temporary directory");
+    let out = room.path().join("small");
+    let small = "--hidden 4 --layers 1 --length 6 --data-size 50 --samples 64 --batch 32 --motif 101";
+    let made = run("motif", &small.split(' ').collect::<Vec<_>>(), &out);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let whole = out.join("base.safetensors");
+    let cut = room.path().join("cut.safetensors");
+    std::fs::write(&cut, &std::fs::read(&whole).expect("the base")[..600]).expect("a file");
+    let none = room.path().join("none.safetensors");
+    for name in ["motif", "text"] {
+        // The whole one is over other strings: the defaults are longer.
+        for base in [&whole, &cut, &none] {
+            let line = refused(name, &["--base", base.to_str().expect("UTF-8")], 1);
+            assert!(line.contains("safetensors"), "{line}");
+        }
+    }
+}
+
+#[test]
 fn devices_that_this_build_lacks() {
     let line = refused("motif", &["--device", "cuda:0"], 2);
     assert!(line.contains("cuda:0"), "{line}");

@@ -129,7 +129,7 @@ fn bad_files_are_one_line_errors() {
     assert!(error(b"\n", Some(&vocab)).contains("1 blank line"));
     assert!(error(b"ok\nno\xff", None).ends_with("line 2, byte 3: expected UTF-8, got 0xff"));
     assert!(error(b"ab\nbax\n", Some(&vocab)).contains("line 2, symbol 3: expected one of the 2 symbols"));
-    assert!(message(Lines::read("/no/such/file", Words, None, None)).starts_with("/no/such/file: cannot be read"));
+    assert!(message(Lines::read("/no/such/file", Words, None, None)).starts_with("/no/such/file: expected a file"));
     assert!(matches!(read(b"a", Words, Some(&vocab), None), Err(Error::Argument { .. })), "another unit");
     assert!(matches!(read(b"a", Characters, None, Some(0)), Err(Error::Argument { .. })));
 }

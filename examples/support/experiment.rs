@@ -4,10 +4,11 @@ use std::time::Instant;
 
 use ebm_dpg::adam::AdamOptions;
 use ebm_dpg::backend::{Backend, Cpu};
+use ebm_dpg::exact::Guide;
 use ebm_dpg::features::{FeatureSet, FeatureTable};
-use ebm_dpg::fit::{self, FitOptions, NewtonOptions, SgdOptions, Solver};
+use ebm_dpg::fit::{self, FitOptions, NewtonOptions, SgdOptions, Solver, Targets};
 use ebm_dpg::models::{Likelihood, LikelihoodOptions, Lstm, LstmShape, Policy, Sampler, Scorer, fit_likelihood};
-use ebm_dpg::potential::Potential;
+use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space};
 use ebm_dpg::tune::{self, Evaluation, Source, Target, TuneData, TuneOptions, Tuned};
@@ -18,39 +19,42 @@ use super::options::{self, Common, Init, Method, Moments, Proposal, Swap};
 use super::plot::{Chart, Panel, Reference, Series, draw};
 use super::progress::Progress;
 use super::report::Output;
+use super::say;
 
 /// Sequences that judge at the end.
 pub const JUDGED: usize = 10_000;
-/// Updates of the base at most; training stops earlier where the validation data say so.
-const BASE_UPDATES: usize = 1000;
-/// Updates of the policy per batch of draws: the cache makes each draw serve so many times.
-const UPDATES: usize = 4;
 
-/// A trained or loaded base, and how its training went.
+/// A trained or loaded base, and how long its training took.
 pub struct Base {
     pub model: Lstm,
-    pub training: Option<Likelihood>,
     pub seconds: f64,
 }
 
-/// Trains r on the data, or loads it.
-pub fn base(common: &Common, train: &Batch, validation: &Batch, output: &mut Output) -> Result<Base> {
-    let started = Instant::now();
-    let space = train.space;
-    if let Some(path) = &common.base {
-        let model = Lstm::load(path)?;
-        if model.space() != space {
-            let expected = format!("a model over {} tokens up to {} long", space.vocab, space.longest);
-            let got = format!("{} and {}", model.space().vocab, model.space().longest);
-            return Err(Error::argument(format!("--base {}", path.display()), expected, got));
-        }
-        return Ok(Base { model, training: None, seconds: started.elapsed().as_secs_f64() });
+/// The base of `--base`, where that is given.
+pub fn load_base(common: &Common, space: Space) -> Result<Option<Lstm>> {
+    let Some(path) = &common.base else { return Ok(None) };
+    let model = Lstm::load(path)?;
+    if model.space() != space {
+        let expected = format!("a model over {} tokens up to {} long", space.vocab, space.longest);
+        let got = format!("{} and {}", model.space().vocab, model.space().longest);
+        return Err(Error::argument(format!("--base {}", path.display()), expected, got));
     }
-    let mut model = Lstm::new(space, shape(common, 0.2), common.seed)?;
-    let mut options = LikelihoodOptions::default();
-    // Four updates a pass at least, where the data allow, and a bound on updates that holds for any amount of data.
-    options.batch = (train.rows / 4).clamp(50, 250);
-    options.epochs = (BASE_UPDATES * options.batch).div_ceil(train.rows).clamp(1, options.epochs);
+    Ok(Some(model))
+}
+
+/// Trains r on the data, unless it is `loaded` already.
+pub fn base(
+    common: &Common,
+    loaded: Option<Lstm>,
+    mut options: LikelihoodOptions,
+    (train, validation): (&Batch, &Batch),
+    output: &mut Output,
+) -> Result<Base> {
+    if let Some(model) = loaded {
+        return Ok(Base { model, seconds: 0.0 });
+    }
+    let mut model = Lstm::new(train.space, shape(common, 0.2), common.seed)?;
+    options.batch = options.batch.min(train.rows);
     options.seed = common.seed;
     let mut progress = Progress::start("base r", options.epochs as u64, "epochs");
     let training = fit_likelihood(&Cpu, &mut model, train, validation, &options, |now| {
@@ -59,7 +63,8 @@ pub fn base(common: &Common, train: &Batch, validation: &Batch, output: &mut Out
     let (epoch, entropy) = training.best;
     let seconds = progress.finish(&format!("best after {epoch}: {entropy:.4} nats/token"));
     model.save(&output.file("base.safetensors"))?;
-    Ok(Base { model, training: Some(training), seconds })
+    draw_base(output, &training)?;
+    Ok(Base { model, seconds })
 }
 
 /// An LSTM of the options' size.
@@ -80,9 +85,53 @@ pub fn initial_policy(common: &Common, space: Space, base: Option<&Lstm>) -> Res
     }
 }
 
+/// P_λ = r·b·exp⟨λ, φ⟩ with the moments wanted of it, and the look-ahead that guides r towards it.
+pub struct Fitted {
+    pub potential: Potential,
+    pub guide: Guide,
+    pub log_z: Estimate,
+    pub warnings: Vec<String>,
+    pub seconds: f64,
+}
+
+impl Fitted {
+    /// What the policy is tuned towards.
+    pub fn target<'a, R>(&'a self, base: &'a mut R, features: &'a FeatureTable) -> Target<'a, Cpu, R> {
+        Target { base, features, potential: &self.potential, guide: Some(&self.guide) }
+    }
+}
+
+/// Fits λ over r, on so many draws.
+pub fn fit(
+    common: &Common,
+    samples: usize,
+    base: &mut Lstm,
+    features: &FeatureSet,
+    targets: &Targets,
+) -> Result<Fitted> {
+    let started = Instant::now();
+    let options = fit_options(common, samples);
+    let fit = fit::fit(&Cpu, base, features, targets, &options, Draw::new(common.seed, Purpose::Fit))?;
+    let potential = fit.potential(&Cpu)?;
+    let guide = match fit.guide {
+        Some(guide) => guide,
+        None => {
+            let draw = Draw::new(common.seed, Purpose::Fit).skip(1 << 50);
+            fit::guide_towards(&Cpu, base, features, &potential, &options, draw)?
+        }
+    };
+    let (seconds, log_z) = (started.elapsed().as_secs_f64(), fit.log_z);
+    say(&format!(
+        "fit λ              {} draws, {} iterations in {seconds:.1} s, ESS {:.0}, log Z {:.3} ± {:.3}",
+        fit.samples, fit.iterations, fit.ess, log_z.value, log_z.standard_error
+    ));
+    Ok(Fitted { potential, guide, log_z, warnings: fit.warnings, seconds })
+}
+
 /// The options of the fit.
-pub fn fit_options(common: &Common) -> FitOptions {
+fn fit_options(common: &Common, samples: usize) -> FitOptions {
     let mut options = FitOptions::default();
+    options.samples = samples;
     options.moments = match common.moments {
         Moments::Rs => fit::Moments::Rejection,
         Moments::Snis => fit::Moments::Base,
@@ -96,7 +145,7 @@ pub fn fit_options(common: &Common) -> FitOptions {
 }
 
 /// The options of the tuning.
-pub fn tune_options(common: &Common) -> TuneOptions {
+fn tune_options(common: &Common, updates: usize) -> TuneOptions {
     let mut options = TuneOptions::default();
     options.method = match common.method {
         Method::DpgOff => tune::Method::DpgOffPolicy,
@@ -118,23 +167,22 @@ pub fn tune_options(common: &Common) -> TuneOptions {
     options.baseline = common.baseline;
     options.samples = common.samples;
     options.batch = common.batch;
-    options.updates = std::env::var("UPD").ok().and_then(|v| v.parse().ok()).unwrap_or(UPDATES);
-    if let Some(c) = std::env::var("CLIP").ok().and_then(|v| v.parse().ok()) {
-        options.adam.clip = c;
-    }
+    options.updates = updates;
     options.adam = AdamOptions { learning_rate: common.learning_rate as f32, ..options.adam };
     options.seed = common.seed;
     options
 }
 
-/// Tunes the policy; `validation` judges the swap by cross-entropy.
+/// Tunes the policy by so many updates a batch of draws; the cache makes each draw serve as often. `validation` judges
+/// the swap by cross-entropy. Returns the seconds, too.
 pub fn tune_policy<R: Sampler<Cpu>>(
     common: &Common,
+    updates: usize,
     target: &mut Target<'_, Cpu, R>,
     policy: &mut Lstm,
     validation: Option<&Batch>,
 ) -> Result<(Tuned, f64)> {
-    let options = tune_options(common);
+    let options = tune_options(common, updates);
     let mut progress = Progress::start("policy π", options.samples as u64, "draws");
     let mut note = String::new();
     let data = TuneData { held_out: validation, extra: None };
@@ -200,19 +248,8 @@ pub fn moments(model: &mut impl Sampler<Cpu>, features: &FeatureTable, seed: u64
     (0..features.len()).map(|i| Estimate::mean(&column(i))).collect()
 }
 
-/// The look-ahead towards a potential over a base that was fitted without one.
-pub fn guide<R: Sampler<Cpu>>(
-    common: &Common,
-    base: &mut R,
-    features: &FeatureSet,
-    potential: &Potential,
-) -> Result<ebm_dpg::exact::Guide> {
-    let draw = Draw::new(common.seed, Purpose::Fit).skip(1 << 50);
-    fit::guide_towards(&Cpu, base, features, potential, &fit_options(common), draw)
-}
-
 /// base.svg: cross-entropy over the passes.
-pub fn draw_base(output: &mut Output, training: &Likelihood) -> Result<()> {
+fn draw_base(output: &mut Output, training: &Likelihood) -> Result<()> {
     let line = |name: &str, value: fn(&ebm_dpg::models::LikelihoodProgress) -> f64| {
         Series::new(name, training.history.iter().map(|now| (now.epoch as f64, value(now))).collect())
     };
@@ -263,6 +300,22 @@ pub fn draw_tuning(output: &mut Output, tuned: &Tuned, names: &[String], wanted:
         ],
     };
     draw(&output.file("tuning.svg"), &chart)
+}
+
+/// λ of each feature; NaN where the feature is a hard constraint or was left out.
+pub fn lambda(potential: &Potential) -> Vec<f64> {
+    let lambda = |role: &Role| if let Role::Tilt(lambda) = role { *lambda } else { f64::NAN };
+    potential.roles().iter().map(lambda).collect()
+}
+
+/// The values without their errors.
+pub fn values(estimates: &[Estimate]) -> Vec<f64> {
+    estimates.iter().map(|estimate| estimate.value).collect()
+}
+
+/// The estimate of the smaller error.
+pub fn sharper(a: Estimate, b: Estimate) -> Estimate {
+    if a.standard_error < b.standard_error { a } else { b }
 }
 
 /// A library estimate as the report writes it.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::error::{ContextKind, ErrorKind};
-use clap::{Args, Parser, ValueEnum};
+use clap::{ArgAction, Args, Parser, ValueEnum};
 use ebm_dpg::backend::Device;
 use ebm_dpg::features::Feature;
 use ebm_dpg::tokens::Token;
@@ -164,8 +164,15 @@ pub struct Common {
     /// When the policy replaces the proposal: by lower kl, tv or ce, never, or every:N updates
     #[arg(long, default_value = "kl", value_name = "RULE")]
     pub swap: Swap,
-    /// Subtract the Ẑ·π/q baseline
-    #[arg(long)]
+    /// Subtract the Ẑ·π/q baseline; --baseline=false does not
+    #[arg(
+        long,
+        value_name = "BOOL",
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
     pub baseline: bool,
     /// A base model saved by an earlier run, instead of training one
     #[arg(long, value_name = "FILE")]
@@ -251,6 +258,18 @@ pub struct Text {
     pub common: Common,
 }
 
+impl Text {
+    /// The patterns as given, anchors included.
+    pub fn patterns(&self) -> Vec<String> {
+        self.wants.iter().map(|want| want.text.clone()).collect()
+    }
+
+    /// The share wanted of each.
+    pub fn moments(&self) -> Vec<f64> {
+        self.wants.iter().map(|want| want.moment).collect()
+    }
+}
+
 /// A command line of an example.
 pub trait Options: Parser + Serialize {
     /// The defaults that differ between the examples, by option.
@@ -285,6 +304,7 @@ impl Options for Motif {
     const DEFAULTS: &[(&str, &str)] = &[
         ("length", "30"),
         ("init", "fresh"),
+        ("baseline", "false"),
         ("hidden", "64"),
         ("layers", "2"),
         ("batch", "128"),
@@ -306,15 +326,24 @@ impl Options for Text {
     const DEFAULTS: &[(&str, &str)] = &[
         ("length", "14"),
         ("init", "base"),
+        ("baseline", "true"),
         ("hidden", "128"),
         ("layers", "1"),
         ("batch", "500"),
-        ("learning_rate", "0.002"),
-        ("samples", "100000"),
+        ("learning_rate", "0.003"),
+        ("samples", "160000"),
         ("out", "out/text"),
     ];
 
     fn check(&self) -> Result<()> {
+        let longest = self.common.length as usize;
+        for want in &self.wants {
+            let symbols = want.literal.chars().count();
+            if symbols > longest {
+                let expected = format!("at most {longest} symbols (--length)");
+                return Err(Error::argument(format!("--want {}", want.text.escape_debug()), expected, symbols));
+            }
+        }
         let pairs = || self.wants.iter().enumerate().flat_map(|(at, a)| self.wants[..at].iter().map(move |b| (a, b)));
         for (a, b) in pairs() {
             if a.text == b.text {

@@ -167,10 +167,14 @@ impl Report {
 
     fn quality(&self) -> Vec<Vec<String>> {
         let CrossEntropies { r, potential, policy } = self.ce;
-        let mut rows = vec![
-            row("", ["r", "P_λ", "π", "entropy"]),
-            row("cross-entropy, nats per token", [r, potential, policy, self.entropy_per_token].map(number)),
-        ];
+        let (mut titles, mut values) = (vec!["r", "P_λ", "π"], vec![r, potential, policy]);
+        // Nobody knows the entropy of real text.
+        if !self.entropy_per_token.is_nan() {
+            titles.push("entropy");
+            values.push(self.entropy_per_token);
+        }
+        let values = values.into_iter().map(number);
+        let mut rows = vec![row("", titles), row("cross-entropy, nats per token", values)];
         if self.motif.is_some() {
             let Frequencies { r, policy } = self.motif_frequency;
             rows.push(row("motif frequency", [number(r), String::new(), number(policy), String::new()]));

@@ -49,18 +49,26 @@ impl Lines {
     pub fn read(path: impl AsRef<Path>, unit: Unit, vocab: Option<&Vocab>, longest: Option<u32>) -> Result<Self> {
         let path = path.as_ref();
         check_options(unit, vocab, longest)?;
-        let bytes = std::fs::read(path).map_err(|error| Error::file(path, format!("cannot be read: {error}")))?;
-        let text = std::str::from_utf8(&bytes).map_err(|error| {
-            let valid = &bytes[..error.valid_up_to()];
-            let line = 1 + valid.iter().filter(|&&byte| byte == b'\n').count();
-            let byte = 1 + valid.iter().rev().take_while(|&&byte| byte != b'\n').count();
-            let got = bytes[valid.len()];
-            Error::file(path, format!("line {line}, byte {byte}: expected UTF-8, got 0x{got:02x}"))
-        })?;
-        Lines::from_text(text, unit, vocab, longest).map_err(|error| match error {
+        let unreadable = |error| Error::file(path, format!("expected a file that can be read, got: {error}"));
+        let bytes = std::fs::read(path).map_err(unreadable)?;
+        Lines::from_bytes(&bytes, unit, vocab, longest).map_err(|error| match error {
             Error::OutOfMemory { .. } => error,
             error => Error::file(path, error),
         })
+    }
+
+    /// Tokenises the bytes of a lines file that has been read already.
+    ///
+    /// # Errors
+    /// Those of [`Lines::read`], the path aside, as [`Error::Argument`].
+    pub fn from_bytes(bytes: &[u8], unit: Unit, vocab: Option<&Vocab>, longest: Option<u32>) -> Result<Self> {
+        let text = std::str::from_utf8(bytes).map_err(|error| {
+            let valid = &bytes[..error.valid_up_to()];
+            let line = 1 + valid.iter().filter(|&&byte| byte == b'\n').count();
+            let byte = 1 + valid.iter().rev().take_while(|&&byte| byte != b'\n').count();
+            Error::argument(format!("line {line}, byte {byte}"), "UTF-8", format!("0x{:02x}", bytes[valid.len()]))
+        })?;
+        Lines::from_text(text, unit, vocab, longest)
     }
 
     /// Tokenises a text as [`Lines::read`] does a file.
