@@ -307,9 +307,7 @@ impl<F: FnMut(Prefixes<'_>, &mut [f32]) -> Result<()>> Sampler<Cpu> for Logits<F
     }
 
     fn score_guided(&mut self, guide: &Guide, batch: &Batch, log_q: &mut [f64]) -> Result<()> {
-        super::check_batch(self.space, batch.space)?;
-        super::check_batch(self.space, guide.space)?;
-        expect_len("log q", batch.rows, log_q.len())?;
+        super::check_guided(self.space, guide, batch, log_q.len())?;
         log_q.fill(0.0);
         let scored = self.runs(batch.rows).try_for_each(|run| self.score_run(batch, run, Some(guide), log_q));
         scored.inspect_err(|_| log_q.fill(f64::NAN))

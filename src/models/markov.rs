@@ -246,9 +246,7 @@ impl Sampler<Cpu> for Markov {
     }
 
     fn score_guided(&mut self, guide: &Guide, batch: &Batch, log_q: &mut [f64]) -> Result<()> {
-        super::check_batch(self.space, batch.space)?;
-        super::check_batch(self.space, guide.space)?;
-        expect_len("log q", batch.rows, log_q.len())?;
+        super::check_guided(self.space, guide, batch, log_q.len())?;
         let this = &*self;
         let score = |(row, out): (usize, &mut f64)| *out = this.guided_log_prob(guide, batch.sequence(row));
         log_q.par_iter_mut().enumerate().for_each(score);

@@ -167,6 +167,13 @@ pub(crate) fn check_sample<B: Backend>(
     expect_len("log-probs of the model", batch.capacity(), log_model)
 }
 
+/// The checks of [`Sampler::score_guided`], for all backends; `log_q` is the output's length.
+pub(crate) fn check_guided<B: Backend>(space: Space, guide: &Guide<B>, batch: &Batch<B>, log_q: usize) -> Result<()> {
+    check_batch(space, batch.space)?;
+    check_batch(space, guide.space)?;
+    expect_len("log q", batch.rows, log_q)
+}
+
 /// Draws a token from the log-softmax of `logits(0..vocab)` by inverse CDF: the first whose cumulated probability
 /// exceeds `uniform`. Returns it with its log-probability. A logit of −∞ is never drawn.
 #[inline]

@@ -11,9 +11,13 @@ pub(crate) struct Softmax {
 }
 
 impl Softmax {
-    /// The log-probability of a token with this logit, at most 0. In f64: a sequence adds up hundreds of them.
+    /// The log-probability of a token with this logit, at most 0; −∞ for a logit of −∞, even where no token is left (a
+    /// sequence that a guide forbids). In f64: a sequence adds up hundreds of them.
     #[inline]
     pub fn log_prob(self, logit: f32) -> f64 {
+        if logit == f32::NEG_INFINITY {
+            return f64::NEG_INFINITY;
+        }
         at_most_zero(f64::from(logit) - f64::from(self.max) - f64::from(self.sum).ln())
     }
 }

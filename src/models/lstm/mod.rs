@@ -15,7 +15,7 @@ use self::gradient::Weighted;
 use self::layout::Layout;
 use self::network::{CHUNK, Network, Samples};
 use self::workspace::Pool;
-use super::{Coefficients, Policy, Sampler, Scorer, Weighting, check_batch, check_sample};
+use super::{Coefficients, Policy, Sampler, Scorer, Weighting, check_batch, check_guided, check_sample};
 use crate::adam::{AdamKernel, AdamOptions, AdamState};
 use crate::backend::Cpu;
 use crate::backend::product::TILE_ROWS;
@@ -280,9 +280,7 @@ impl Sampler<Cpu> for Lstm {
     }
 
     fn score_guided(&mut self, guide: &Guide, batch: &Batch, log_q: &mut [f64]) -> Result<()> {
-        check_batch(self.network.space, batch.space)?;
-        check_batch(self.network.space, guide.space)?;
-        expect_len("log q", batch.rows, log_q.len())?;
+        check_guided(self.network.space, guide, batch, log_q.len())?;
         self.score_rows(Some(guide), batch, log_q);
         Ok(())
     }
