@@ -43,12 +43,16 @@ fn experiment(options: &Motif) -> Result<()> {
         Mode::Mam => Process::mixture(&motif, options.common.length, 0.9)?,
         Mode::Mult => Process::multiple(options.multiple, options.common.length)?,
     };
+    // Flags that do not fit the motif are told before any work.
+    let modulus = (options.mode == Mode::Mult).then_some(options.multiple);
+    let space = Process::space(options.common.length)?;
+    let features = FeatureSet::from_flags(space, &motif, &options.features, modulus)?;
     let splits = process.splits(options.common.seed, options.data_size, VALIDATION, TEST)?;
-    let loaded = phase::load_base(&options.common, splits.train.space)?;
+    let loaded = phase::load_base(&options.common, space)?;
     let mut output = Output::create(&options.common.out)?;
     let mut seconds = Seconds::default();
     let report = match options.target {
-        options::Target::Ebm => fitted(options, &motif, &process, &splits, loaded, &mut output, &mut seconds)?,
+        options::Target::Ebm => fitted(options, features, &process, &splits, loaded, &mut output, &mut seconds)?,
         options::Target::True => truth(options, &process, &splits, loaded, &mut output, &mut seconds)?,
     };
     seconds.total = started.elapsed().as_secs_f64();
@@ -77,7 +81,7 @@ fn likelihood(rows: usize) -> LikelihoodOptions {
 /// P_λ = r·b·exp⟨λ, φ⟩ fitted to the data.
 fn fitted(
     options: &Motif,
-    motif: &[Token],
+    features: FeatureSet,
     process: &Process,
     splits: &Splits,
     loaded: Option<Lstm>,
@@ -87,8 +91,6 @@ fn fitted(
     let common = &options.common;
     let mut base = train(options, loaded, splits, output)?;
     seconds.base = base.seconds;
-    let modulus = (options.mode == Mode::Mult).then_some(options.multiple);
-    let features = FeatureSet::from_flags(splits.train.space, motif, &options.features, modulus)?;
     let table = features.compile(&Cpu)?;
     let targets = Targets::from_data(&phase::evaluate(&table, &splits.train)?, features.len())?;
     let fit = phase::fit(common, FIT_SAMPLES, &mut base.model, &features, &targets)?;

@@ -132,6 +132,13 @@ fn wanted_moments_that_the_lines_cannot_have() {
     assert!(line.contains("at most 5 symbols"), "{line}");
 }
 
+/// The third distractor is cut to half the motif: nothing is left of it for a motif of one bit.
+#[test]
+fn flags_that_do_not_fit_the_motif() {
+    let line = refused("motif", &["--motif", "0"], 1);
+    assert!(line.contains("distractor") && line.contains("got 0"), "{line}");
+}
+
 #[test]
 fn files_that_hold_no_lines() {
     let room = tempfile::tempdir().expect("a temporary directory");

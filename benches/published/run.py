@@ -23,7 +23,8 @@ METHODS = {
     "dpg-base": ["--method", "dpg-off", "--proposal", "base"],
     "distill": ["--method", "distill", "--proposal", "base"],
     "true": ["--method", "dpg-off", "--target", "true"],
-    "reinforce": ["--method", "reinforce", "--baseline"],
+    # With a hard constraint a fresh policy would see no reward at all: the papers' finite λ instead.
+    "reinforce": ["--method", "reinforce", "--baseline", "--fit", "sgd"],
 }
 BASE_ONLY = ["--samples", "128"]
 
