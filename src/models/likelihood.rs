@@ -100,6 +100,7 @@ struct Pass<B: Backend> {
     lengths: Vec<u32>,
     batch: Batch<B>,
     weights: B::Buffer<f32>,
+    host_weights: Vec<f32>,
     log_probs: B::Buffer<f64>,
     host: Vec<f64>,
 }
@@ -112,6 +113,7 @@ impl<B: Backend> Pass<B> {
             lengths,
             batch: Batch::with_capacity(backend, train.space, rows)?,
             weights: backend.zeros(rows, "training weights")?,
+            host_weights: vec![0.0; rows],
             log_probs: backend.zeros(rows, "training log-probs")?,
             host: vec![0.0; rows],
         })
@@ -132,7 +134,8 @@ impl<B: Backend> Pass<B> {
         for (at, rows) in order.chunks(self.batch.capacity()).enumerate() {
             let count: u32 = rows.iter().map(|&row| self.lengths[row as usize]).sum();
             self.batch.gather(backend, train, rows)?;
-            backend.upload(&vec![1.0 / count as f32; rows.len()], &mut self.weights)?;
+            self.host_weights.fill(1.0 / count as f32);
+            backend.upload(&self.host_weights[..rows.len()], &mut self.weights)?;
             let draw = Draw::new(options.seed, Purpose::Dropout).skip(first + (at * self.batch.capacity()) as u64);
             let coefficients = Coefficients {
                 weighting: Weighting::Given,

@@ -61,10 +61,13 @@ pub fn evaluate<B: Backend, R: Sampler<B>, P: Policy<B>>(
         draws.fill(backend, target, source, None::<&mut P>, draw.skip(rows as u64))?;
         draws
     };
-    let mut log_pi = backend.zeros(rows, "log-probs of the policy")?;
-    policy.score(&draws.batch, B::view_mut(&mut log_pi, rows))?;
-    let mut host_log_pi = vec![0.0; rows];
-    backend.download(&log_pi, &mut host_log_pi)?;
+    // What π itself drew carries log π already.
+    let mut host_log_pi = draws.host_log_q.clone();
+    if source != Source::Policy {
+        let mut log_pi = backend.zeros(rows, "log-probs of the policy")?;
+        policy.score(&draws.batch, B::view_mut(&mut log_pi, rows))?;
+        backend.download(&log_pi, &mut host_log_pi)?;
+    }
     let weights = ImportanceWeights::new(&draws.host_log_p, &draws.host_log_q)?;
     let weights = match outside {
         Some(outside) => weights.with_outside(outside),
