@@ -139,7 +139,7 @@ impl Process {
     /// [`Error::OutOfMemory`].
     pub fn sample(&self, draw: Draw, count: usize) -> Result<Batch> {
         let mut batch = Batch::with_capacity(&Cpu, self.exact.space(), count)?;
-        let mut log_p = crate::backend::Backend::zeros::<f64>(&Cpu, count, "log-probs of data")?;
+        let mut log_p = crate::backend::Memory::zeros::<f64>(&Cpu, count, "log-probs of data")?;
         self.exact.sample(draw, &mut batch, &mut log_p)?;
         Ok(batch)
     }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use ebm_dpg::adam::AdamOptions;
-use ebm_dpg::backend::{Backend, Cpu};
+use ebm_dpg::backend::{Cpu, Memory};
 use ebm_dpg::exact::Guide;
 use ebm_dpg::features::{FeatureSet, FeatureTable};
 use ebm_dpg::fit::{self, FitOptions, NewtonOptions, SgdOptions, Solver, Targets};

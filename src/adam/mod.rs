@@ -1,7 +1,9 @@
 //! Adam (Kingma & Ba 2015) with clipping by global norm, as an ascent on Σ a_b log π(x_b).
 
-use crate::backend::{Backend, Cpu};
+use crate::backend::{Backend, Cpu, Memory};
 use crate::error::{Error, Result};
+
+mod gpu;
 
 /// Step size, decay rates and clipping of one update.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -45,8 +47,18 @@ impl AdamOptions {
     }
 }
 
+impl AdamOptions {
+    /// The two scalars of α·m̂/(√v̂ + ε) that hold both bias corrections of step `steps`: α / (1 − β₁ˢ) and
+    /// 1 / √(1 − β₂ˢ).
+    fn corrected(&self, steps: u64) -> (f32, f32) {
+        let correction1 = 1.0 - f64::from(self.beta1).powf(steps as f64);
+        let correction2 = 1.0 - f64::from(self.beta2).powf(steps as f64);
+        ((f64::from(self.learning_rate) / correction1) as f32, (1.0 / correction2.sqrt()) as f32)
+    }
+}
+
 /// First and second moments of one parameter vector, and the number of steps taken.
-pub struct AdamState<B: Backend> {
+pub struct AdamState<B: Memory> {
     /// First moments.
     pub first: B::Buffer<f32>,
     /// Second moments.
@@ -67,7 +79,7 @@ impl<B: Backend> AdamState<B> {
 }
 
 /// The kernel of this stage.
-pub trait AdamKernel {
+pub trait AdamKernel: Memory {
     /// One ascent step on `parameters` (`[N]`) along `gradient` (`[N]`), fused over all of them.
     ///
     /// # Errors
@@ -78,9 +90,7 @@ pub trait AdamKernel {
         state: &mut AdamState<Self>,
         gradient: Self::View<'_, f32>,
         parameters: Self::ViewMut<'_, f32>,
-    ) -> Result<()>
-    where
-        Self: Backend;
+    ) -> Result<()>;
 }
 
 /// Euclidean norm in f64, over fixed blocks folded in order.
@@ -104,11 +114,7 @@ impl AdamKernel for Cpu {
         }
         state.steps += 1;
         let scale = if norm > f64::from(options.clip) { (f64::from(options.clip) / norm) as f32 } else { 1.0 };
-        // α·m̂/(√v̂ + ε) with both bias corrections in two scalars.
-        let correction1 = 1.0 - f64::from(options.beta1).powf(state.steps as f64);
-        let correction2 = 1.0 - f64::from(options.beta2).powf(state.steps as f64);
-        let rate = (f64::from(options.learning_rate) / correction1) as f32;
-        let inverse_root2 = (1.0 / correction2.sqrt()) as f32;
+        let (rate, inverse_root2) = options.corrected(state.steps);
         let moments = state.first.iter_mut().zip(&mut state.second);
         for ((parameter, &g), (m, v)) in parameters.iter_mut().zip(gradient).zip(moments) {
             let g = g * scale;

@@ -1,13 +1,13 @@
 //! The CPU backend: plain vectors, rayon, order-fixed sums.
 
-use super::{Backend, Element};
+use super::{Element, Memory, check_room};
 use crate::error::{Error, Result};
 
 /// The host: buffers are `Vec`s, views are slices, work runs on rayon's current pool.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Cpu;
 
-impl Backend for Cpu {
+impl Memory for Cpu {
     type Buffer<T: Element> = Vec<T>;
     type View<'a, T: Element> = &'a [T];
     type ViewMut<'a, T: Element> = &'a mut [T];
@@ -52,8 +52,4 @@ impl Backend for Cpu {
         to.copy_from_slice(&from[..to.len()]);
         Ok(())
     }
-}
-
-fn check_room(wanted: usize, room: usize) -> Result<()> {
-    if wanted <= room { Ok(()) } else { Err(Error::argument("copy", format!("at most {room} values"), wanted)) }
 }

@@ -1,5 +1,5 @@
-//! Where work runs. A [`Backend`] owns buffers and runs the stages' kernels; buffers are associated types, so that
-//! mixing host and device memory is a compile error.
+//! Where work runs. A [`Backend`] owns [`Memory`] and runs the stages' kernels on it; buffers are associated types, so
+//! that mixing host and device memory is a compile error.
 
 use crate::adam::AdamKernel;
 use crate::error::{Error, Result};
@@ -9,6 +9,7 @@ use crate::tokens::TokenKernel;
 use crate::weights::WeightKernel;
 
 mod cpu;
+pub mod gpu;
 pub(crate) mod product;
 pub(crate) mod simd;
 pub use cpu::Cpu;
@@ -22,20 +23,8 @@ impl Element for i32 {}
 impl Element for u16 {}
 impl Element for u64 {}
 
-/// A place where the stages run: each stage's kernel trait, over this backend's buffers.
-pub trait Backend:
-    TokenKernel
-    + FeatureKernel
-    + PotentialKernel
-    + WeightKernel
-    + AdamKernel
-    + Clone
-    + std::fmt::Debug
-    + Send
-    + Sync
-    + Sized
-    + 'static
-{
+/// Where values live: the memory that a backend's stages work on.
+pub trait Memory: Clone + std::fmt::Debug + Send + Sync + Sized + 'static {
     /// Memory owned by the backend.
     type Buffer<T: Element>: Send + Sync;
     /// A borrowed range of such memory.
@@ -69,6 +58,16 @@ pub trait Backend:
 
     /// Copies the front of `from` to the host; waits for the work that writes it.
     fn download<T: Element>(&self, from: &Self::Buffer<T>, to: &mut [T]) -> Result<()>;
+}
+
+/// A place where the stages run: its memory, and each stage's kernel over it.
+pub trait Backend: Memory + TokenKernel + FeatureKernel + PotentialKernel + WeightKernel + AdamKernel {}
+
+impl<B: Memory + TokenKernel + FeatureKernel + PotentialKernel + WeightKernel + AdamKernel> Backend for B {}
+
+/// `Ok` where `wanted` values fit into `room`.
+fn check_room(wanted: usize, room: usize) -> Result<()> {
+    if wanted <= room { Ok(()) } else { Err(Error::argument("copy", format!("at most {room} values"), wanted)) }
 }
 
 /// The user's choice at the edge of a program.

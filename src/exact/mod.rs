@@ -1,6 +1,6 @@
 //! Exact answers by dynamic programming, where the base is a Markov chain and the features are automata.
 
-use crate::backend::{Backend, Cpu};
+use crate::backend::{Cpu, Memory};
 
 mod distribution;
 mod fit;
@@ -14,7 +14,7 @@ pub use lookahead::LookAhead;
 /// A sampler at position t (t tokens consumed) in state s adds to the logit of a content token c
 /// `log_h[t + 1, next[s, c]]`, and to that of EOS `log_end[s]`; then it samples from the log-softmax of the sums. Values
 /// may be −∞. The start state is 0.
-pub struct Guide<B: Backend = Cpu> {
+pub struct Guide<B: Memory = Cpu> {
     /// The space of sequences.
     pub space: crate::tokens::Space,
     /// Number of states S.

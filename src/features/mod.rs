@@ -3,7 +3,7 @@
 //! A [`FeatureSet`] names the features; [`FeatureSet::compile`] makes the [`FeatureTable`] that is evaluated over
 //! batches, and [`FeatureSet::automaton`] the [`Automaton`] that exact inference and guided proposals need.
 
-use crate::backend::Backend;
+use crate::backend::Memory;
 use crate::error::{Error, Result};
 use crate::tokens::{Batch, Space, Token};
 
@@ -11,6 +11,7 @@ mod automaton;
 mod classes;
 mod cpu;
 mod flags;
+mod gpu;
 mod substring;
 mod table;
 
@@ -26,11 +27,9 @@ pub const LONGEST_EDIT_PATTERN: usize = 2048;
 pub const LARGEST_MODULUS: u32 = 1 << 16;
 
 /// The kernels of this stage.
-pub trait FeatureKernel {
+pub trait FeatureKernel: Memory {
     /// See [`FeatureTable::evaluate`]; shapes are already checked.
-    fn features(&self, table: &FeatureTable<Self>, batch: &Batch<Self>, phi: Self::ViewMut<'_, f32>) -> Result<()>
-    where
-        Self: Backend;
+    fn features(&self, table: &FeatureTable<Self>, batch: &Batch<Self>, phi: Self::ViewMut<'_, f32>) -> Result<()>;
 }
 
 /// One feature of a sequence's content (its tokens without EOS). Values are in [0, 1].

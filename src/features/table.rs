@@ -20,7 +20,7 @@
 use super::automaton::Automaton;
 use super::substring::SuffixAutomaton;
 use super::{Classes, Feature, FeatureSet};
-use crate::backend::{Backend, Cpu};
+use crate::backend::{Backend, Cpu, Memory};
 use crate::error::{Error, Result, expect_len};
 use crate::tokens::{Batch, Space, Token};
 
@@ -51,7 +51,7 @@ pub(super) struct Entry {
 }
 
 /// A compiled [`FeatureSet`]: one flat table in a backend's memory.
-pub struct FeatureTable<B: Backend = Cpu> {
+pub struct FeatureTable<B: Memory = Cpu> {
     space: Space,
     len: usize,
     words: B::Buffer<u32>,

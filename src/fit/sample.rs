@@ -1,6 +1,6 @@
 //! Samples of the base or of a guided proposal, with everything a fit asks of them: drawn and evaluated once.
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Memory};
 use crate::error::{Error, Result};
 use crate::exact::Guide;
 use crate::features::FeatureTable;

@@ -2,13 +2,13 @@
 
 use rayon::prelude::*;
 
-use crate::backend::{Backend, Cpu};
+use crate::backend::{Backend, Cpu, Memory};
 use crate::error::{Error, Result, expect_len};
 use crate::log_prob::{LogSoftmax, check_row, check_shape, rows_per_task};
 use crate::tokens::Token;
 
 /// The kernel of this stage.
-pub trait GradientKernel {
+pub trait GradientKernel: Memory {
     /// See [`gradient`]; shapes are already checked, values are not.
     fn gradient(
         &self,
@@ -17,9 +17,7 @@ pub trait GradientKernel {
         weights: Self::View<'_, f32>,
         logits: Self::ViewMut<'_, f32>,
         log_probs: Self::ViewMut<'_, f32>,
-    ) -> Result<()>
-    where
-        Self: Backend;
+    ) -> Result<()>;
 }
 
 /// Replaces each row of `logits` (`[rows, vocab]`) by w·(onehot(token) − softmax), the direction in which w·log-prob

@@ -4,12 +4,12 @@ use std::fmt::Display;
 
 use rayon::prelude::*;
 
-use crate::backend::{Backend, Cpu};
+use crate::backend::{Backend, Cpu, Memory};
 use crate::error::{Error, Result, expect_len};
 use crate::tokens::Token;
 
 /// The kernel of this stage.
-pub trait LogProbKernel {
+pub trait LogProbKernel: Memory {
     /// See [`log_prob`]; shapes are already checked, values are not.
     fn log_prob(
         &self,
@@ -17,9 +17,7 @@ pub trait LogProbKernel {
         logits: Self::View<'_, f32>,
         tokens: Self::View<'_, Token>,
         log_probs: Self::ViewMut<'_, f32>,
-    ) -> Result<()>
-    where
-        Self: Backend;
+    ) -> Result<()>;
 }
 
 /// The log-prob of one token per row, log softmax(logits) at the token, in nats: `logits` is `[rows, vocab]`, `tokens`

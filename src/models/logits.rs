@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{Sampler, Scorer};
-use crate::backend::{Backend, Cpu};
+use crate::backend::{Cpu, Memory};
 use crate::error::{Error, Result, expect_len};
 use crate::exact::Guide;
 use crate::log_prob::{LogSoftmax, check_logits};

@@ -85,7 +85,7 @@ impl Markov {
         let (vocab, contexts) = (space.vocab as usize, contexts(space, order)?);
         let positions = if by_position { space.longest } else { 1 };
         let mut counts =
-            crate::backend::Backend::zeros::<f64>(&Cpu, positions as usize * contexts * vocab, "Markov counts")?;
+            crate::backend::Memory::zeros::<f64>(&Cpu, positions as usize * contexts * vocab, "Markov counts")?;
         for sequence in batch.iter() {
             let mut context = start_context(space, order);
             for (position, &token) in sequence.iter().enumerate() {

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use crate::adam::AdamOptions;
-use crate::backend::{Backend, Cpu};
+use crate::backend::{Backend, Cpu, Memory};
 use crate::error::{Error, Result, expect_len};
 use crate::exact::Guide;
 use crate::rng::Draw;
@@ -74,7 +74,7 @@ pub enum Weighting {
 }
 
 /// The coefficients of a weighted gradient.
-pub struct Coefficients<'a, B: Backend> {
+pub struct Coefficients<'a, B: Memory> {
     /// The kind.
     pub weighting: Weighting,
     /// One weight per row, `[rows]`; a constant of the step, no gradient flows through it.

@@ -1,7 +1,9 @@
 //! The potential P(x) = r(x)·b(x)·exp⟨λ, φ(x)⟩, in log space.
 
-use crate::backend::{Backend, Cpu};
+use crate::backend::{Backend, Cpu, Memory};
 use crate::error::{Error, Result, expect_len};
+
+mod gpu;
 
 /// What the potential does with one feature.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -16,7 +18,7 @@ pub enum Role {
 }
 
 /// The kernels of this stage.
-pub trait PotentialKernel {
+pub trait PotentialKernel: Memory {
     /// See [`Potential::log_potential`]; shapes are already checked.
     fn log_potential(
         &self,
@@ -24,13 +26,11 @@ pub trait PotentialKernel {
         log_base: Self::View<'_, f64>,
         phi: Self::View<'_, f32>,
         log_p: Self::ViewMut<'_, f64>,
-    ) -> Result<()>
-    where
-        Self: Backend;
+    ) -> Result<()>;
 }
 
 /// log P(x) − log r(x) as a function of φ(x): a [`Role`] for each feature.
-pub struct Potential<B: Backend = Cpu> {
+pub struct Potential<B: Memory = Cpu> {
     /// One role per feature, in the features' order.
     roles: Vec<Role>,
     /// λ per feature, 0 where the feature does not tilt, `[F]`.

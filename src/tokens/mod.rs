@@ -3,9 +3,10 @@
 //! A sequence is a string of content tokens ended by EOS, or one cut at the longest length; the cut ones are members
 //! of the space in their own right, so that Σₓ π(x) = 1. BOS and PAD never occur inside a sequence.
 
-use crate::backend::{Backend, Cpu};
+use crate::backend::{Backend, Cpu, Memory};
 use crate::error::{Error, Result};
 
+mod gpu;
 mod lines;
 mod vocab;
 
@@ -78,11 +79,9 @@ impl Space {
 }
 
 /// The kernel of this stage.
-pub trait TokenKernel {
+pub trait TokenKernel: Memory {
     /// See [`Batch::copy_rows`]; shapes are already checked.
-    fn copy_rows(&self, from: &Batch<Self>, rows: &[u32], at: usize, to: &mut Batch<Self>) -> Result<()>
-    where
-        Self: Backend;
+    fn copy_rows(&self, from: &Batch<Self>, rows: &[u32], at: usize, to: &mut Batch<Self>) -> Result<()>;
 }
 
 impl TokenKernel for Cpu {
@@ -93,7 +92,7 @@ impl TokenKernel for Cpu {
 }
 
 /// A ragged batch: `rows` sequences, row-major with a stride of `space.longest` tokens, the rest of a row PAD.
-pub struct Batch<B: Backend = Cpu> {
+pub struct Batch<B: Memory = Cpu> {
     /// The space all rows belong to.
     pub space: Space,
     /// Number of rows in use.

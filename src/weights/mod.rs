@@ -5,11 +5,12 @@
 
 use rayon::prelude::*;
 
-use crate::backend::{Backend, Cpu};
+use crate::backend::{Backend, Cpu, Memory};
 use crate::error::{Error, Result, expect_len};
 
 mod estimate;
 mod estimates;
+mod gpu;
 mod log_mean;
 mod pareto;
 mod reduce;
@@ -22,7 +23,7 @@ pub use reduce::{CHUNK, log_mean_exp, log_sum_exp};
 pub(crate) use reduce::{fold_chunks, sums};
 
 /// The kernels of this stage.
-pub trait WeightKernel {
+pub trait WeightKernel: Memory {
     /// See [`weights`]; shapes are already checked.
     fn weights(
         &self,
@@ -31,9 +32,7 @@ pub trait WeightKernel {
         log_scale: f64,
         log_w: Self::ViewMut<'_, f64>,
         weights: Self::ViewMut<'_, f32>,
-    ) -> Result<()>
-    where
-        Self: Backend;
+    ) -> Result<()>;
 }
 
 /// Writes log w = log P − log q and weights = exp(log w − `log_scale`), all `[rows]`.

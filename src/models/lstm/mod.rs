@@ -120,7 +120,7 @@ impl Lstm {
         shape.check(space)?;
         let layout = Layout { layers: shape.layers, hidden: shape.hidden, vocab: space.vocab as usize };
         // Asks for the parameters' memory in the way that can fail before the plain vectors are made.
-        drop(crate::backend::Backend::zeros::<f32>(&Cpu, layout.len().saturating_mul(5), "LSTM parameters")?);
+        drop(crate::backend::Memory::zeros::<f32>(&Cpu, layout.len().saturating_mul(5), "LSTM parameters")?);
         Ok(Lstm {
             shape,
             network: Network::new(space, layout, shape.dropout),

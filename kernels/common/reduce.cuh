@@ -1,0 +1,22 @@
+// reduce.cuh -- sums over a warp and a block in an order that depends on nothing but the number of threads.
+#pragma once
+#include "common/device.cuh"
+
+// The sum over the warp's lanes, valid in all of them.
+template <typename T> DEV_FN T warp_sum(T value) {
+#pragma unroll
+  for (int distance = 16; distance; distance >>= 1) value += __shfl_xor_sync(~0u, value, distance);
+  return value;
+}
+
+// The sum over a block of up to 1024 threads, a multiple of 32; valid in thread 0.
+template <typename T> DEV_FN T block_sum(T value) {
+  SHARED(T, partial, [32]);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  value = warp_sum(value);
+  if (lane == 0) partial[warp] = value;
+  __syncthreads();
+  if (warp == 0) value = warp_sum(lane < warps ? partial[lane] : T(0));
+  __syncthreads();  // the array may be used again
+  return value;
+}

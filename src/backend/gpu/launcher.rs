@@ -1,0 +1,191 @@
+//! The one path by which kernels are launched, whoever runs them: the CUDA driver, or an emulation of it on the CPU.
+
+use std::ffi::c_void;
+use std::fmt::Debug;
+
+use crate::error::Result;
+
+/// A machine that owns device memory and runs the kernels of `kernels/*.cu` on it, in the order of the calls.
+///
+/// Addresses are those of the device; where a method takes one, the caller vouches for it.
+pub trait Launcher: Clone + Debug + Send + Sync + 'static {
+    /// `bytes` zeroed bytes, aligned to 256; `what` names them in the error.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    fn allocate(&self, bytes: usize, what: &str) -> Result<u64>;
+
+    /// Gives memory back once the work that uses it is done.
+    ///
+    /// # Safety
+    /// `address` and `bytes` are those of one [`Launcher::allocate`], and nothing uses the memory after this call.
+    unsafe fn free(&self, address: u64, bytes: usize);
+
+    /// Copies host bytes to the device; `from` may be changed once this returns.
+    ///
+    /// # Safety
+    /// `from.len()` bytes from `to` on are device memory that no one else borrows.
+    unsafe fn upload(&self, from: &[u8], to: u64) -> Result<()>;
+
+    /// Copies device bytes to the host; waits for the work that writes them.
+    ///
+    /// # Safety
+    /// `to.len()` bytes from `from` on are device memory.
+    unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()>;
+
+    /// Copies between two ranges of device memory that do not overlap.
+    ///
+    /// # Safety
+    /// Both ranges are device memory, and no one else borrows the second.
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
+
+    /// Writes zeros.
+    ///
+    /// # Safety
+    /// The range is device memory that no one else borrows.
+    unsafe fn clear(&self, at: u64, bytes: usize) -> Result<()>;
+
+    /// Runs one kernel over a grid. It does not wait for the end.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel's declaration in number and type, and each pointer among them spans the
+    /// memory that the kernel's header says it reads or writes.
+    unsafe fn launch(&self, kernel: Kernel, grid: Grid, arguments: &[Argument]) -> Result<()>;
+
+    /// What the device offers.
+    fn limits(&self) -> Limits;
+}
+
+/// What a launch may ask of the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// The most shared memory of a block, in bytes.
+    pub shared_bytes: usize,
+    /// Number of multiprocessors.
+    pub multiprocessors: usize,
+    /// Compute capability, major · 10 + minor.
+    pub capability: u32,
+}
+
+impl Limits {
+    /// The limits of a device.
+    pub fn new(shared_bytes: usize, multiprocessors: usize, capability: u32) -> Self {
+        Limits { shared_bytes, multiprocessors, capability }
+    }
+}
+
+/// The shape of a launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grid {
+    /// Blocks in x and y.
+    pub blocks: [u32; 2],
+    /// Threads of a block.
+    pub threads: u32,
+    /// Dynamic shared memory of a block, in bytes.
+    pub shared_bytes: u32,
+}
+
+impl Grid {
+    /// Enough blocks of `threads` threads for one thread per item; at most 2³¹ − 1 blocks, as kernels stride.
+    pub fn over(items: usize, threads: u32) -> Self {
+        Grid::new(items.div_ceil(threads as usize).clamp(1, i32::MAX as usize) as u32, threads)
+    }
+
+    /// `blocks` blocks of `threads` threads.
+    pub fn new(blocks: u32, threads: u32) -> Self {
+        Grid { blocks: [blocks, 1], threads, shared_bytes: 0 }
+    }
+
+    /// The same with `bytes` of dynamic shared memory per block.
+    pub fn shared(self, bytes: usize) -> Self {
+        Grid { shared_bytes: bytes as u32, ..self }
+    }
+}
+
+/// A kernel's argument.
+#[derive(Debug, Clone, Copy)]
+pub enum Argument {
+    /// An address on the device.
+    Pointer(u64),
+    /// `uint32_t`.
+    U32(u32),
+    /// `uint64_t`.
+    U64(u64),
+    /// `float`.
+    F32(f32),
+    /// `double`.
+    F64(f64),
+}
+
+impl Argument {
+    /// The argument's type as one letter: p, I, L, f, d.
+    pub fn code(&self) -> char {
+        match self {
+            Argument::Pointer(_) => 'p',
+            Argument::U32(_) => 'I',
+            Argument::U64(_) => 'L',
+            Argument::F32(_) => 'f',
+            Argument::F64(_) => 'd',
+        }
+    }
+
+    /// Where the value is, as a launch wants it.
+    pub fn pointer(&self) -> *mut c_void {
+        match self {
+            Argument::Pointer(value) | Argument::U64(value) => std::ptr::from_ref(value) as *mut c_void,
+            Argument::U32(value) => std::ptr::from_ref(value) as *mut c_void,
+            Argument::F32(value) => std::ptr::from_ref(value) as *mut c_void,
+            Argument::F64(value) => std::ptr::from_ref(value) as *mut c_void,
+        }
+    }
+}
+
+macro_rules! arguments_from {
+    ($($from:ty => $variant:ident),*) => {
+        $(impl From<$from> for Argument {
+            fn from(value: $from) -> Self {
+                Argument::$variant(value)
+            }
+        })*
+    };
+}
+arguments_from!(u32 => U32, u64 => U64, f32 => F32, f64 => F64);
+
+macro_rules! kernels {
+    ($($(#[$doc:meta])* $name:ident = $symbol:literal,)*) => {
+        /// The entry points of `kernels/*.cu`. All are looked up when a device is opened.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum Kernel {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Kernel {
+            /// All of them, in the order of their numbers.
+            pub const ALL: &[Kernel] = &[$(Kernel::$name,)*];
+
+            /// The name in the source.
+            pub fn symbol(self) -> &'static str {
+                match self {
+                    $(Kernel::$name => $symbol,)*
+                }
+            }
+        }
+    };
+}
+
+kernels! {
+    /// `adam.cu`: partial sums of squares.
+    AdamNorm = "adam_norm",
+    /// `adam.cu`: the step.
+    Adam = "adam_step",
+}
+
+/// The arguments of a launch, in order: views, buffers and plain numbers.
+macro_rules! arguments {
+    ($($argument:expr),* $(,)?) => {
+        &[$($crate::backend::gpu::Argument::from($argument)),*]
+    };
+}
+pub(crate) use arguments;
