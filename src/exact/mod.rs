@@ -1,6 +1,7 @@
 //! Exact answers by dynamic programming, where the base is a Markov chain and the features are automata.
 
 use crate::backend::{Cpu, Memory};
+use crate::error::Result;
 
 mod distribution;
 mod fit;
@@ -28,6 +29,24 @@ pub struct Guide<B: Memory = Cpu> {
 }
 
 impl Guide<Cpu> {
+    /// The same tables in the memory of `backend`.
+    ///
+    /// # Errors
+    /// Memory that cannot be had.
+    pub fn upload<B: Memory>(&self, backend: &B) -> Result<Guide<B>> {
+        let mut guide = Guide {
+            space: self.space,
+            states: self.states,
+            next: backend.zeros(self.next.len(), "guide")?,
+            log_h: backend.zeros(self.log_h.len(), "guide")?,
+            log_end: backend.zeros(self.log_end.len(), "guide")?,
+        };
+        backend.upload(&self.next, &mut guide.next)?;
+        backend.upload(&self.log_h, &mut guide.log_h)?;
+        backend.upload(&self.log_end, &mut guide.log_end)?;
+        Ok(guide)
+    }
+
     /// What a sampler at `position` in `state` adds to the logit of `token`.
     #[inline]
     pub fn boost(&self, position: usize, state: u32, token: crate::tokens::Token) -> f32 {

@@ -75,7 +75,7 @@ pub fn fit_likelihood<B: Backend, P: Policy<B>>(
     }
     let mut pass = Pass::new(backend, train, options.batch.min(train.rows))?;
     let mut judge = HeldOut::new(backend, validation)?;
-    let mut best = model.clone();
+    let mut best = model.try_clone()?;
     let mut result = Likelihood { history: Vec::new(), best: (0, judge.cross_entropy(backend, model)?) };
     for epoch in 1..=options.epochs {
         let train = pass.run(backend, model, train, options, epoch)?;

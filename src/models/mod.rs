@@ -19,7 +19,7 @@ mod markov;
 
 pub use likelihood::{Likelihood, LikelihoodOptions, LikelihoodProgress, fit_likelihood};
 pub use logits::{Logits, Prefixes};
-pub use lstm::{Lstm, LstmShape};
+pub use lstm::{GpuLstm, Lstm, LstmShape, Precision};
 pub use markov::Markov;
 
 /// A model that gives the log-probability of given sequences.
@@ -113,7 +113,7 @@ impl Coefficients<'_, Cpu> {
 }
 
 /// A trainable model.
-pub trait Policy<B: Backend>: Sampler<B> + Clone + Send {
+pub trait Policy<B: Backend>: Sampler<B> + Send + Sized {
     /// Replaces the stored gradient by Σ_b a_b ∇log π(x_b), and writes log π(x_b) to `log_probs` (`[rows]`) from the
     /// same pass. Summed over fixed chunks of sequences folded in order: the same bits for any thread count.
     ///
@@ -137,6 +137,12 @@ pub trait Policy<B: Backend>: Sampler<B> + Clone + Send {
     /// # Errors
     /// Another shape.
     fn copy_from(&mut self, from: &Self) -> Result<()>;
+
+    /// A copy with memory of its own: parameters and optimiser.
+    ///
+    /// # Errors
+    /// Memory that cannot be had.
+    fn try_clone(&self) -> Result<Self>;
 
     /// Writes the parameters as safetensors: to a temporary file, synced, then renamed.
     fn save(&self, path: &Path) -> Result<()>;

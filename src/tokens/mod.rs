@@ -156,7 +156,33 @@ impl<B: Backend> Batch<B> {
     }
 }
 
+impl<B: Memory> Batch<B> {
+    /// The same rows on the host.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn download(&self, backend: &B) -> Result<Batch<Cpu>> {
+        let mut tokens: Vec<Token> = Cpu.zeros(B::len(&self.tokens), "token batch")?;
+        let mut lengths: Vec<u32> = Cpu.zeros(B::len(&self.lengths), "token batch lengths")?;
+        backend.download(&self.tokens, &mut tokens)?;
+        backend.download(&self.lengths, &mut lengths)?;
+        Ok(Batch { space: self.space, rows: self.rows, tokens, lengths })
+    }
+}
+
 impl Batch<Cpu> {
+    /// The same rows in the memory of `backend`.
+    ///
+    /// # Errors
+    /// Memory that cannot be had.
+    pub fn upload<B: Backend>(&self, backend: &B) -> Result<Batch<B>> {
+        let mut batch = Batch::with_capacity(backend, self.space, self.capacity())?;
+        backend.upload(&self.tokens, &mut batch.tokens)?;
+        backend.upload(&self.lengths, &mut batch.lengths)?;
+        batch.rows = self.rows;
+        Ok(batch)
+    }
+
     /// A batch of the given sequences, each checked to be a member of `space`.
     pub fn from_sequences<S: AsRef<[Token]>>(space: Space, sequences: &[S]) -> Result<Self> {
         let mut batch = Batch::with_capacity(&Cpu, space, sequences.len())?;

@@ -61,7 +61,7 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
         let held_out = data.held_out.filter(|_| options.swap == Swap::CrossEntropy);
         Ok(Tuner {
             backend,
-            proposal: swaps.then(|| policy.clone()),
+            proposal: swaps.then(|| policy.try_clone()).transpose()?,
             source,
             options,
             draws: Draws::new(backend, space, rows, features)?,
@@ -196,7 +196,7 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
             // On-policy, π changes with every update: only this moment's draws are its own.
             (None, Source::Policy) => {
                 self.judge.forget();
-                Some(own.insert(self.policy.clone()))
+                Some(own.insert(self.policy.try_clone()?))
             }
             (None, _) => None,
         };

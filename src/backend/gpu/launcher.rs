@@ -105,7 +105,7 @@ impl Grid {
 
 /// A kernel's argument.
 #[derive(Debug, Clone, Copy)]
-pub enum Argument {
+pub enum Argument<'a> {
     /// An address on the device.
     Pointer(u64),
     /// `uint32_t`.
@@ -116,10 +116,12 @@ pub enum Argument {
     F32(f32),
     /// `double`.
     F64(f64),
+    /// A struct by value: its bytes, aligned to 8.
+    Struct(&'a [u8]),
 }
 
-impl Argument {
-    /// The argument's type as one letter: p, I, L, f, d.
+impl Argument<'_> {
+    /// The argument's type as one letter: p, I, L, f, d, s.
     pub fn code(&self) -> char {
         match self {
             Argument::Pointer(_) => 'p',
@@ -127,6 +129,7 @@ impl Argument {
             Argument::U64(_) => 'L',
             Argument::F32(_) => 'f',
             Argument::F64(_) => 'd',
+            Argument::Struct(_) => 's',
         }
     }
 
@@ -137,13 +140,14 @@ impl Argument {
             Argument::U32(value) => std::ptr::from_ref(value) as *mut c_void,
             Argument::F32(value) => std::ptr::from_ref(value) as *mut c_void,
             Argument::F64(value) => std::ptr::from_ref(value) as *mut c_void,
+            Argument::Struct(bytes) => bytes.as_ptr() as *mut c_void,
         }
     }
 }
 
 macro_rules! arguments_from {
     ($($from:ty => $variant:ident),*) => {
-        $(impl From<$from> for Argument {
+        $(impl From<$from> for Argument<'_> {
             fn from(value: $from) -> Self {
                 Argument::$variant(value)
             }
@@ -180,6 +184,30 @@ kernels! {
     AdamNorm = "adam_norm",
     /// `adam.cu`: the step.
     Adam = "adam_step",
+    /// `lstm_pack.cu`: weights as tensor-core operands.
+    LstmPack = "lstm_pack",
+    /// `lstm_forward.cu`: split precision, 16 rows a block.
+    LstmForwardSplit1 = "lstm_forward_split_1",
+    /// `lstm_forward.cu`: split precision, 32 rows a block.
+    LstmForwardSplit2 = "lstm_forward_split_2",
+    /// `lstm_forward.cu`: split precision, 64 rows a block.
+    LstmForwardSplit4 = "lstm_forward_split_4",
+    /// `lstm_forward.cu`: plain 16-bit, 16 rows a block.
+    LstmForwardPlain1 = "lstm_forward_plain_1",
+    /// `lstm_forward.cu`: plain 16-bit, 32 rows a block.
+    LstmForwardPlain2 = "lstm_forward_plain_2",
+    /// `lstm_forward.cu`: plain 16-bit, 64 rows a block.
+    LstmForwardPlain4 = "lstm_forward_plain_4",
+    /// `lstm_backward.cu`: the rows that have a gradient.
+    LstmRows = "lstm_rows",
+    /// `lstm_backward.cu`: 16 slots a block.
+    LstmBackward1 = "lstm_backward_1",
+    /// `lstm_backward.cu`: 32 slots a block.
+    LstmBackward2 = "lstm_backward_2",
+    /// `lstm_weights.cu`: outer products.
+    LstmWeights = "lstm_weights",
+    /// `lstm_weights.cu`: the sum over runs.
+    LstmFold = "lstm_fold",
 }
 
 /// The arguments of a launch, in order: views, buffers and plain numbers.

@@ -13,6 +13,13 @@ pub struct GpuBuffer<L: Launcher, T: Element> {
     pub(super) element: PhantomData<T>,
 }
 
+impl<L: Launcher, T: Element> GpuBuffer<L, T> {
+    /// The address of the first value.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+}
+
 impl<L: Launcher, T: Element> Drop for GpuBuffer<L, T> {
     fn drop(&mut self) {
         // SAFETY: address and size are those of the allocation, and all views borrow the buffer.
@@ -72,7 +79,7 @@ macro_rules! view {
             }
         }
 
-        impl<T> From<&$view<'_, T>> for Argument {
+        impl<T> From<&$view<'_, T>> for Argument<'_> {
             fn from(view: &$view<'_, T>) -> Self {
                 Argument::Pointer(view.address)
             }
@@ -82,7 +89,7 @@ macro_rules! view {
 view!(GpuView);
 view!(GpuViewMut);
 
-impl<L: Launcher, T: Element> From<&GpuBuffer<L, T>> for Argument {
+impl<L: Launcher, T: Element> From<&GpuBuffer<L, T>> for Argument<'_> {
     fn from(buffer: &GpuBuffer<L, T>) -> Self {
         Argument::Pointer(buffer.address)
     }

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::sync::{Arc, Mutex};
 
 use super::{Element, Memory};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect_len};
 
 mod launcher;
 mod memory;
@@ -78,8 +78,23 @@ impl<L: Launcher> Gpu<L> {
     }
 
     /// The status word as a kernel's argument.
-    pub(crate) fn status(&self) -> Argument {
-        Argument::Pointer(self.shared.status.address)
+    pub(crate) fn status(&self) -> Argument<'static> {
+        Argument::Pointer(self.status_address())
+    }
+
+    /// Where the status word is.
+    pub(crate) fn status_address(&self) -> u64 {
+        self.shared.status.address
+    }
+
+    /// Copies one buffer over another of the same length.
+    ///
+    /// # Errors
+    /// Another length.
+    pub fn copy<T: Element>(&self, from: &GpuBuffer<L, T>, to: &mut GpuBuffer<L, T>) -> Result<()> {
+        expect_len("copy on the device", to.len, from.len)?;
+        // SAFETY: both are buffers of this length, and the second is borrowed alone.
+        unsafe { self.launcher.copy(from.address, to.address, from.len * size_of::<T>()) }
     }
 
     /// Runs `work` with `len` words of scratch memory that no other launch uses meanwhile.

@@ -25,11 +25,14 @@ use crate::rng::{Draw, Purpose, to_unit};
 use crate::tokens::{Batch, Space};
 
 mod cell;
+mod gpu;
 mod gradient;
 mod head;
 mod layout;
 mod network;
 mod workspace;
+
+pub use gpu::{GpuLstm, Precision};
 
 /// Rows of a chunk for a batch of `rows`: enough chunks to go round, none too small for the products. A function of the
 /// batch alone, so that the order of sums does not depend on the machine.
@@ -171,6 +174,21 @@ impl Lstm {
             if got != shape {
                 return Err(Error::file(path, format!("tensor {name}: expected shape {shape:?}, got {got:?}")));
             }
+            indices.iter().zip(&values).for_each(|(&at, &value)| lstm.network.parameters[at] = value);
+        }
+        lstm.refresh();
+        Ok(lstm)
+    }
+
+    /// A network of the given parameters, in the order and with the values of [`Lstm::tensors`].
+    fn from_tensors<'a>(
+        space: Space,
+        shape: LstmShape,
+        values: impl Iterator<Item = (&'a str, Vec<f32>)>,
+    ) -> Result<Self> {
+        let mut lstm = Lstm::zero(space, shape)?;
+        for ((name, _, indices), (given, values)) in lstm.network.layout.tensors().into_iter().zip(values) {
+            debug_assert_eq!(name, given);
             indices.iter().zip(&values).for_each(|(&at, &value)| lstm.network.parameters[at] = value);
         }
         lstm.refresh();
@@ -335,6 +353,10 @@ impl Policy<Cpu> for Lstm {
         self.network.parameters.copy_from_slice(&from.network.parameters);
         self.refresh();
         Ok(())
+    }
+
+    fn try_clone(&self) -> Result<Self> {
+        Ok(self.clone())
     }
 
     fn save(&self, path: &Path) -> Result<()> {

@@ -119,7 +119,7 @@ template <class T> constexpr char code() {
   else if constexpr (std::is_same_v<T, float>) return 'f';
   else if constexpr (std::is_same_v<T, double>) return 'd';
   else if constexpr (std::is_integral_v<T>) return sizeof(T) == 8 ? (std::is_signed_v<T> ? 'l' : 'L') : sizeof(T) == 4 ? (std::is_signed_v<T> ? 'i' : 'I') : 'b';
-  else return sizeof(T) == 128 ? 't' : 's';
+  else return 's';
 }
 template <auto F> struct Thunk;
 template <class... A, void (*F)(A...)> struct Thunk<F> {
@@ -308,6 +308,7 @@ static inline __half2 __floats2half2_rn(float a, float b) { return {a, b}; }
 static inline float2 __half22float2(__half2 v) { return {v.x, v.y}; }
 static inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short u) { return std::bit_cast<__nv_bfloat16>(u); }
 static inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 b) { return b.x; }
+static inline unsigned short __half_as_ushort(__half b) { return b.x; }
 
 // ---------------------------------------------------------------- cooperative groups (subset)
 namespace cooperative_groups {

@@ -1,0 +1,69 @@
+// lstm.cuh -- sizes and layouts that the LSTM's kernels share; src/models/lstm/gpu/layout.rs has the same.
+//
+// Parameters, float, in this order (U units padded to 16, O outputs padded to 16, gates in the order i, f, g, o):
+//   layer 0    table [V, 4, U] (the one-hot input's row, bias included), recurrent [U, 4, U]
+//   layer l    bias [4, U], input [U, 4, U], recurrent [U, 4, U]
+//   head       weight [U, O], bias [O]
+// Padding is 0 and stays 0: a padded unit has h = c = 0, and nothing reads a padded output.
+//
+// Matrices are numbered: 0 is layer 0's recurrent one, 2l - 1 and 2l are layer l's input and recurrent ones.
+//
+// Packed weights are the B operands of mma.m16n8k16 in the order in which lanes hold them, so that a warp reads 512
+// neighbouring bytes from the second-level cache straight into registers, with no trip through shared memory:
+//   forward gates   [matrix][U/8 groups][U/16 steps][high, low][gates 0-1, gates 2-3][32 lanes] x 16 bytes, fp16
+//   forward head    [O/8 tiles][U/16 steps][32 lanes] x 16 bytes (high and low), fp16
+//   backward gates  [matrix][U/8 groups][4U/16 steps][32 lanes] x 16 bytes (high and low), bf16, transposed
+//   backward head   [U/8 groups][O/16 steps][32 lanes] x 16 bytes (high and low), bf16, transposed
+// A group is 8 units with all four gates, so that one thread's accumulators hold everything a cell update needs.
+#pragma once
+#include "common/device.cuh"
+
+struct LstmSize {
+  uint32_t layers, units, vocab, outputs;
+
+  __device__ __forceinline__ uint32_t gates() const { return 4 * units; }
+  __device__ __forceinline__ uint32_t groups() const { return units / 8; }
+  __device__ __forceinline__ uint32_t steps() const { return units / 16; }
+  __device__ __forceinline__ uint32_t matrices() const { return 2 * layers - 1; }
+  __device__ __forceinline__ uint64_t matrix_len() const { return uint64_t(units) * gates(); }
+
+  // Where the parameters lie, in floats.
+  __device__ __forceinline__ uint64_t start(uint32_t layer) const {
+    return layer == 0 ? 0 : uint64_t(vocab) * gates() + (layer - 1) * uint64_t(gates()) + (2 * layer - 1) * matrix_len();
+  }
+  __device__ __forceinline__ uint64_t matrix(uint32_t number) const {
+    return uint64_t(vocab) * gates() + (number + 1) / 2 * uint64_t(gates()) + number * matrix_len();
+  }
+  __device__ __forceinline__ uint64_t head() const { return start(layers); }
+  __device__ __forceinline__ uint64_t head_bias() const { return head() + uint64_t(units) * outputs; }
+
+  // Where the packed weights lie, in pieces of 16 bytes.
+  __device__ __forceinline__ uint64_t packed_matrix_len() const { return uint64_t(groups()) * steps() * 128; }
+  __device__ __forceinline__ uint64_t packed_forward(uint32_t matrix) const { return matrix * packed_matrix_len(); }
+  __device__ __forceinline__ uint64_t packed_backward(uint32_t matrix) const {
+    return (matrices() + matrix) * packed_matrix_len();
+  }
+  __device__ __forceinline__ uint64_t packed_head() const { return 2 * matrices() * packed_matrix_len(); }
+  __device__ __forceinline__ uint64_t packed_head_backward() const {
+    return packed_head() + uint64_t(outputs / 8) * steps() * 32;
+  }
+  __device__ __forceinline__ uint64_t packed_len() const {
+    return packed_head_backward() + uint64_t(groups()) * (outputs / 16) * 32;
+  }
+};
+
+// A thread's place in a warp's mma tile: it holds rows g and g + 8, columns 2q and 2q + 1.
+struct Lane {
+  uint32_t lane, g, q;
+  __device__ __forceinline__ Lane() : lane(threadIdx.x % 32), g(lane / 4), q(lane % 4) {}
+};
+
+// Both within 5e-7 of exact; exp overflows to +inf and the quotient to 0, never to NaN.
+DEV_FN float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+DEV_FN float tanh_of(float x) { return 1.0f - __fdividef(2.0f, 1.0f + __expf(2.0f * x)); }
+
+// The A operand of one k16 step: 16 rows from `row`, 16 columns, of a plane in shared memory with `stride` values a row.
+template <typename Part> DEV_FN void load_rows(uint32_t (&a)[4], const Part* plane, uint32_t stride) {
+  const uint32_t lane = threadIdx.x % 32;
+  dev::ldmatrix_x4(a, plane + (lane % 16) * stride + lane / 16 * 8);
+}

@@ -1,0 +1,272 @@
+// lstm_backward.cu -- back-propagation through time of the weighted log-probs that lstm_forward kept.
+//
+// A block owns 16 * TILES slots from their last step to the first. Gate gradients replace the kept activations in
+// device memory, where lstm_weights.cu reads them, and lie in shared memory as bf16 parts, the A operands of the
+// products that send them to the step before and to the layer below. What a thread accumulates for a unit only that
+// thread reads again, so those sums need no barrier and no shared layout.
+#include "common/lstm.cuh"
+#include "common/reduce.cuh"
+#include "common/split.cuh"
+#include "common/status.cuh"
+
+struct LstmBackward {
+  const uint4* packed;
+  LstmSize size;
+  uint32_t longest, capacity, first_slot, baseline;
+  const uint32_t* order;       // [slots]: the row of each
+  const uint32_t* count;       // slots in use
+  const uint32_t* tile_steps;  // [capacity / 16]
+  const float* weights;        // [rows]
+  const double* log_q;         // [rows]; read when baseline
+  const double* log_probs;     // [rows]: finished log pi
+  const float* cell;           // as in lstm_forward
+  float* gates;                // in: activations; out: gradients of the pre-activations
+  float* residual;             // in: onehot - softmax; out: times the coefficient
+  float* sums;                 // [blocks, 2 layers + 1, rows of a block, U]: dh per layer, dc per layer, dh below
+  float scale;                 // of the baseline
+  uint32_t unused;
+};
+static_assert(sizeof(LstmBackward) == 128, "src/models/lstm/gpu/backward.rs has the same layout");
+
+template <int TILES> struct Backward {
+  static constexpr int kRows = 16 * TILES;
+  const LstmBackward& a;
+  const Lane at;
+  const uint32_t warp, warps, gate_stride, residual_stride;
+  float* coefficient;       // [kRows]
+  uint32_t* tile_longest;   // [TILES, padded to 4]: steps that the forward pass kept
+  __nv_bfloat16* gates;     // [2 parts][kRows][4U + 8]
+  __nv_bfloat16* residual;  // [2 parts][kRows][O + 8]
+
+  __device__ __forceinline__ Backward(const LstmBackward& a, unsigned char* shared)
+      : a(a), warp(threadIdx.x / 32), warps(blockDim.x / 32), gate_stride(a.size.gates() + 8),
+        residual_stride(a.size.outputs + 8) {
+    coefficient = reinterpret_cast<float*>(shared);
+    tile_longest = reinterpret_cast<uint32_t*>(coefficient + kRows);
+    gates = reinterpret_cast<__nv_bfloat16*>(tile_longest + 4);
+    residual = gates + 2 * kRows * gate_stride;
+  }
+
+  // A slot of the kept buffers, and whether a row has it.
+  __device__ __forceinline__ uint32_t slot(uint32_t local) const { return blockIdx.x * kRows + local; }
+  __device__ __forceinline__ bool used(uint32_t local) const { return a.first_slot + slot(local) < *a.count; }
+
+  // The thread's own sums of one tile: dh of `layer`, dc of `layer`, dh from the layer above.
+  __device__ __forceinline__ float4* own(uint32_t which, uint32_t group, int tile) {
+    const uint64_t block = uint64_t(blockIdx.x) * (2 * a.size.layers + 1) + which;
+    return reinterpret_cast<float4*>(a.sums) + ((block * a.size.groups() + group) * TILES + tile) * 32 + at.lane;
+  }
+  __device__ __forceinline__ uint32_t hidden_of(uint32_t layer) const { return layer; }
+  __device__ __forceinline__ uint32_t cell_of(uint32_t layer) const { return a.size.layers + layer; }
+  __device__ __forceinline__ uint32_t below() const { return 2 * a.size.layers; }
+
+  __device__ __forceinline__ void begin() {
+    for (uint32_t local = threadIdx.x; local < kRows; local += blockDim.x) {
+      float value = 0;
+      if (used(local)) {
+        const uint32_t row = a.order[a.first_slot + slot(local)];
+        value = a.weights[row];
+        // The baseline: a = w - scale * pi / q, which needs the whole sequence's log pi.
+        if (a.baseline) value -= a.scale * float(exp(a.log_probs[row] - a.log_q[row]));
+      }
+      coefficient[local] = value;
+    }
+    if (threadIdx.x < TILES)
+      tile_longest[threadIdx.x] = used(threadIdx.x * 16) ? a.tile_steps[slot(threadIdx.x * 16) / 16] : 0;
+    for (uint32_t group = warp; group < a.size.groups(); group += warps)
+      for (uint32_t which = 0; which < 2 * a.size.layers; which++)
+        for (int tile = 0; tile < TILES; tile++) *own(which, group, tile) = make_float4(0, 0, 0, 0);
+    __syncthreads();
+  }
+
+  // The step's residual times the coefficients, back to memory and as an operand.
+  __device__ __forceinline__ void load_residual(uint32_t t) {
+    const uint32_t pairs = a.size.outputs / 2;
+    for (uint32_t i = threadIdx.x; i < kRows * pairs; i += blockDim.x) {
+      const uint32_t local = i / pairs, column = i % pairs * 2;
+      float2 two = make_float2(0, 0);
+      if (t < tile_longest[local / 16]) {
+        float2* from = reinterpret_cast<float2*>(a.residual + (uint64_t(t) * a.capacity + slot(local)) * a.size.outputs + column);
+        const float by = coefficient[local];
+        if (by != 0) two = make_float2(from->x * by, from->y * by);
+        *from = two;
+      }
+      const Pair pair = split_pair<Bfloats>(two.x, two.y);
+      uint32_t* to = reinterpret_cast<uint32_t*>(residual + local * residual_stride + column);
+      to[0] = pair.hi;
+      to[kRows * residual_stride / 2] = pair.lo;
+    }
+  }
+
+  // acc += rows * weights over `steps` k16 steps, both in two parts.
+  __device__ __forceinline__ void multiply(float (&acc)[TILES][4], const __nv_bfloat16* rows, uint32_t stride,
+                                           const uint4* weights, uint32_t steps) {
+#pragma unroll 4
+    for (uint32_t step = 0; step < steps; step++)
+      add_step(acc, rows + step * 16, stride, __ldg(weights + step * 32 + at.lane));
+  }
+
+  __device__ __forceinline__ void add_step(float (&acc)[TILES][4], const __nv_bfloat16* rows, uint32_t stride, uint4 w) {
+    const uint32_t b_hi[2] = {w.x, w.y}, b_lo[2] = {w.z, w.w};
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++) {
+      uint32_t hi[4], lo[4];
+      load_rows(hi, rows + tile * 16 * stride, stride);
+      load_rows(lo, rows + kRows * stride + tile * 16 * stride, stride);
+      mma_split<Bfloats>(acc[tile], hi, lo, b_hi, b_lo);
+    }
+  }
+
+  // Gate gradients of one layer at step t.
+  __device__ __forceinline__ void differentiate(uint32_t layer, uint32_t t) {
+    const bool top = layer + 1 == a.size.layers;
+    const uint32_t steps = a.size.outputs / 16;
+    for (uint32_t group = warp; group < a.size.groups(); group += warps) {
+      float from_above[TILES][4] = {};
+      if (top) {
+        const uint4* weights = a.packed + a.size.packed_head_backward() + uint64_t(group) * steps * 32;
+        multiply(from_above, residual, residual_stride, weights, steps);
+      }
+#pragma unroll
+      for (int tile = 0; tile < TILES; tile++) {
+        float4 hidden = *own(hidden_of(layer), group, tile), more = make_float4(0, 0, 0, 0);
+        if (!top) more = *own(below(), group, tile);
+        const float dh[4] = {hidden.x + from_above[tile][0] + more.x, hidden.y + from_above[tile][1] + more.y,
+                             hidden.z + from_above[tile][2] + more.z, hidden.w + from_above[tile][3] + more.w};
+        differentiate_tile(layer, t, group, tile, dh);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void differentiate_tile(uint32_t layer, uint32_t t, uint32_t group, int tile, const float (&dh)[4]) {
+    if (t >= tile_longest[tile]) return no_gradient(group, tile);
+    float4* own_cell = own(cell_of(layer), group, tile);
+    float dc[4] = {own_cell->x, own_cell->y, own_cell->z, own_cell->w};
+    const uint64_t units = a.size.units, capacity = a.capacity, unit = group * 8 + at.q * 2;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const uint32_t local = tile * 16 + half * 8 + at.g;
+      const uint64_t step = uint64_t(layer) * a.longest + t;
+      const float* cell = a.cell + ((step + layer) * capacity + slot(local)) * units + unit;
+      const float2 before = *reinterpret_cast<const float2*>(cell);
+      const float2 after = *reinterpret_cast<const float2*>(cell + capacity * units);
+      float* kept = a.gates + (step * capacity + slot(local)) * a.size.gates() + unit;
+      float2 gate[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) gate[i] = *reinterpret_cast<const float2*>(kept + i * units);
+      float one[4] = {gate[0].x, gate[1].x, gate[2].x, gate[3].x}, two[4] = {gate[0].y, gate[1].y, gate[2].y, gate[3].y};
+      differentiate_cell(one, dh[2 * half], dc[2 * half], before.x, after.x);
+      differentiate_cell(two, dh[2 * half + 1], dc[2 * half + 1], before.y, after.y);
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        *reinterpret_cast<float2*>(kept + i * units) = make_float2(one[i], two[i]);
+        set_gates(local, i * units + unit, one[i], two[i]);
+      }
+    }
+    *own_cell = make_float4(dc[0], dc[1], dc[2], dc[3]);
+  }
+
+  // Two neighbouring gate gradients as an operand.
+  __device__ __forceinline__ void set_gates(uint32_t local, uint32_t column, float one, float two) {
+    const Pair pair = split_pair<Bfloats>(one, two);
+    uint32_t* to = reinterpret_cast<uint32_t*>(gates + local * gate_stride + column);
+    to[0] = pair.hi;
+    to[kRows * gate_stride / 2] = pair.lo;
+  }
+
+  // A tile that had ended by this step: what the buffers hold there is of another time.
+  __device__ __forceinline__ void no_gradient(uint32_t group, int tile) {
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        set_gates(tile * 16 + half * 8 + at.g, i * a.size.units + group * 8 + at.q * 2, 0, 0);
+  }
+
+  // In: the activations i, f, g, o; out: the gradients of their pre-activations. dc becomes that of the step before.
+  static __device__ __forceinline__ void differentiate_cell(float (&gate)[4], float dh, float& dc, float before, float after) {
+    const float i = gate[0], f = gate[1], g = gate[2], o = gate[3], squashed = tanh_of(after);
+    dc += dh * o * (1.0f - squashed * squashed);
+    gate[0] = dc * g * i * (1.0f - i);
+    gate[1] = dc * before * f * (1.0f - f);
+    gate[2] = dc * i * (1.0f - g * g);
+    gate[3] = dh * squashed * o * (1.0f - o);
+    dc *= f;
+  }
+
+  // Sends the layer's gate gradients to its own state of the step before and to the layer below.
+  __device__ __forceinline__ void send(uint32_t layer) {
+    const uint32_t steps = a.size.gates() / 16;
+    for (uint32_t group = warp; group < a.size.groups(); group += warps) {
+      const uint64_t offset = uint64_t(group) * steps * 32;
+      float back[TILES][4] = {}, down[TILES][4] = {};
+      multiply(back, gates, gate_stride, a.packed + a.size.packed_backward(2 * layer) + offset, steps);
+      if (layer > 0) multiply(down, gates, gate_stride, a.packed + a.size.packed_backward(2 * layer - 1) + offset, steps);
+#pragma unroll
+      for (int tile = 0; tile < TILES; tile++) {
+        *own(hidden_of(layer), group, tile) = make_float4(back[tile][0], back[tile][1], back[tile][2], back[tile][3]);
+        if (layer > 0) *own(below(), group, tile) = make_float4(down[tile][0], down[tile][1], down[tile][2], down[tile][3]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void run() {
+    if (!used(0)) return;
+    begin();
+    uint32_t longest = 0;
+    for (int tile = 0; tile < TILES; tile++) longest = max(longest, tile_longest[tile]);
+    for (uint32_t t = longest; t-- > 0;) {
+      load_residual(t);
+      __syncthreads();
+      for (uint32_t layer = a.size.layers; layer-- > 0;) {
+        differentiate(layer, t);
+        __syncthreads();
+        send(layer);
+        __syncthreads();
+      }
+    }
+  }
+};
+
+// Grid: ceil(slots / (16 * TILES)) blocks of up to 8 warps; shared memory as src/models/lstm/gpu/backward.rs sums it up.
+#define LSTM_BACKWARD(name, TILES)                                                                         \
+  extern "C" __global__ void __launch_bounds__(256, 1) name(const __grid_constant__ LstmBackward arguments) { \
+    SHARED_DYN(unsigned char, shared);                                                                     \
+    Backward<TILES>(arguments, shared).run();                                                              \
+  }
+
+LSTM_BACKWARD(lstm_backward_1, 1)
+LSTM_BACKWARD(lstm_backward_2, 2)
+
+// The rows that have a gradient, in order: order[0 .. *count]. A row of weight 0 is left out unless `all`, and its
+// log-prob is NaN. One block.
+extern "C" __global__ void __launch_bounds__(1024)
+lstm_rows(const float* weights, uint32_t rows, uint32_t all, uint32_t* order, uint32_t* count, double* log_probs,
+          unsigned long long* status) {
+  SHARED(uint32_t, before, [33]);
+  const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  uint32_t total = 0;
+  for (uint32_t first = 0; first < rows; first += blockDim.x) {
+    const uint32_t row = first + threadIdx.x;
+    const float weight = row < rows ? weights[row] : 0.0f;
+    if (!isfinite(weight)) note_fault(status, row, kBadWeight);
+    const bool wanted = row < rows && (all || weight != 0.0f);
+    const uint32_t votes = __ballot_sync(~0u, wanted);
+    if (lane == 0) before[warp + 1] = __popc(votes);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      before[0] = total;
+      for (uint32_t i = 0; i < warps; i++) before[i + 1] += before[i];
+    }
+    __syncthreads();
+    if (wanted) order[before[warp] + __popc(votes & ((1u << lane) - 1))] = row;
+    else if (row < rows) log_probs[row] = NAN;
+    total = before[warps];
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) *count = total;
+}
+
+EXPORT_KERNEL(lstm_backward_1)
+EXPORT_KERNEL(lstm_backward_2)
+EXPORT_KERNEL(lstm_rows)

@@ -1,0 +1,445 @@
+// lstm_forward.cu -- one persistent kernel that samples whole batches from the first token to EOS, scores given ones,
+// or scores them and keeps what back-propagation needs.
+//
+// A block owns 16 * TILES sequences from start to end. Hidden states stay in shared memory as fp16 parts (the A operands),
+// cells in shared memory or, where that is too small, in a scratch buffer that the second-level cache holds; only the
+// training mode writes states out. Weights come packed from the second-level cache into registers: the block's warps
+// share out the groups of 8 units, so no weight is read twice by a block, and there is no barrier inside a layer.
+//
+// Work per step and block: 2 * 16 * TILES * (weights) operations, three times that when SPLIT; bytes from the
+// second-level cache: 2 (SPLIT: 4) per weight. See kernels/README.md for what that predicts.
+#include "common/lstm.cuh"
+#include "common/philox.cuh"
+#include "common/split.cuh"
+#include "common/status.cuh"
+
+enum Mode : uint32_t { kSample = 0, kScore = 1, kTrain = 2 };
+
+// Sequences are [rows, longest] with a stride of `longest`; the log-probs [rows].
+struct LstmForward {
+  const float* parameters;
+  const uint4* packed;
+  LstmSize size;
+  uint32_t longest, bos, eos, pad;
+  uint32_t mode, rows;
+  uint32_t cell_in_shared;
+  uint32_t capacity;      // training: slots of the kept buffers
+  uint32_t first_slot;    // training: the row of slot 0 is order[first_slot]
+  uint32_t states;        // of the guide
+  uint32_t purpose, unused;
+  uint64_t seed, first;   // of the draw
+  const uint32_t* order;  // training: the row of each slot
+  const uint32_t* count;  // training: slots in use
+  uint32_t* tokens;       // written when sampling
+  uint32_t* lengths;
+  double* log_q;          // log-prob under what was drawn from (guided if there is a guide)
+  double* log_model;      // sampling: under the model itself
+  const uint32_t* next;   // guide, or null: [states, V], [longest + 1, states], [states]
+  const float* log_h;
+  const float* log_end;
+  float* cell_scratch;    // [blocks, layers, rows of a block, U]
+  // Kept for back-propagation, slots row-major inside a step:
+  float* hidden;          // [layers, longest + 1, capacity, U]; step 0 is zero
+  float* cell;            // the same
+  float* gates;           // [layers, longest, capacity, 4, U]: activations
+  float* residual;        // [longest, capacity, O]: onehot - softmax
+  uint32_t* inputs;       // [longest, capacity]
+  uint32_t* tile_steps;   // [capacity / 16]: steps of the longest of 16 slots
+  unsigned long long* status;
+};
+static_assert(sizeof(LstmForward) == 232, "src/models/lstm/gpu/forward.rs has the same layout");
+
+template <int TILES, bool SPLIT> struct Forward {
+  static constexpr int kRows = 16 * TILES, kParts = SPLIT ? 2 : 1;
+  const LstmForward& a;
+  const Lane at;
+  const uint32_t warp, warps, stride, plane_len, logit_stride;
+  double *log_q, *log_model;  // [kRows]
+  __half* planes;             // [layers + 1][parts][kRows][U + 8]
+  float* logits;              // [kRows][O + 1]
+  uint32_t *row, *token, *length, *state, *alive;  // [kRows]
+  float* cells;               // [layers][groups][TILES][32 lanes][4]
+
+  __device__ __forceinline__ Forward(const LstmForward& a, unsigned char* shared)
+      : a(a), warp(threadIdx.x / 32), warps(blockDim.x / 32), stride(a.size.units + 8), plane_len(kRows * stride),
+        logit_stride(a.size.outputs + 1) {
+    log_q = reinterpret_cast<double*>(shared);
+    log_model = log_q + kRows;
+    planes = reinterpret_cast<__half*>(log_model + kRows);
+    row = reinterpret_cast<uint32_t*>(planes + (a.size.layers + 1) * kParts * plane_len);
+    token = row + kRows;
+    length = token + kRows;
+    state = length + kRows;
+    alive = state + kRows;
+    logits = reinterpret_cast<float*>(alive + kRows);
+    const uint64_t cell_len = uint64_t(a.size.layers) * kRows * a.size.units;
+    // kRows * (O + 1) floats: a multiple of 16 bytes as kRows is one of 16.
+    cells = a.cell_in_shared ? logits + kRows * logit_stride : a.cell_scratch + blockIdx.x * cell_len;
+  }
+
+  __device__ __forceinline__ __half* plane(uint32_t buffer) { return planes + buffer * kParts * plane_len; }
+  // A slot of the kept buffers, and whether a row has it: all rows have, or those with a coefficient.
+  __device__ __forceinline__ uint32_t slot(uint32_t local) const { return blockIdx.x * kRows + local; }
+  __device__ __forceinline__ bool used(uint32_t local) const {
+    return a.first_slot + slot(local) < (a.mode == kTrain ? *a.count : a.rows);
+  }
+
+  __device__ __forceinline__ void begin() {
+    for (uint32_t i = threadIdx.x; i < (a.size.layers + 1) * kParts * plane_len / 2; i += blockDim.x)
+      reinterpret_cast<uint32_t*>(planes)[i] = 0;
+    // Each thread zeroes the cells that it alone will use.
+    for (uint32_t group = warp; group < a.size.groups(); group += warps)
+      for (uint32_t layer = 0; layer < a.size.layers; layer++)
+        for (int tile = 0; tile < TILES; tile++) *cell(layer, group, tile) = make_float4(0, 0, 0, 0);
+    for (uint32_t local = threadIdx.x; local < kRows; local += blockDim.x) begin_row(local);
+    __syncthreads();
+    if (a.mode == kTrain && threadIdx.x < TILES) {
+      uint32_t longest = 0;
+      for (int i = 0; i < 16; i++) longest = max(longest, length[threadIdx.x * 16 + i]);
+      a.tile_steps[slot(threadIdx.x * 16) / 16] = longest;
+    }
+  }
+
+  __device__ __forceinline__ void begin_row(uint32_t local) {
+    const bool in_use = used(local);
+    row[local] = !in_use ? 0 : a.mode == kTrain ? a.order[a.first_slot + slot(local)] : slot(local);
+    token[local] = a.bos;
+    state[local] = 0;
+    log_q[local] = log_model[local] = 0;
+    length[local] = !in_use ? 0 : a.mode == kSample ? a.longest : a.lengths[row[local]];
+    if (in_use && (length[local] == 0 || length[local] > a.longest)) reject(local);
+    alive[local] = length[local] > 0;
+  }
+
+  // A row whose data is out of range: NaN, and noted.
+  __device__ __forceinline__ void reject(uint32_t local) {
+    note_fault(a.status, row[local], kBadRow);
+    length[local] = 0;
+    alive[local] = 0;
+    log_q[local] = NAN;
+  }
+
+  // The thread's own cells of a tile: rows g and g + 8, two units each.
+  __device__ __forceinline__ float4* cell(uint32_t layer, uint32_t group, uint32_t tile) {
+    return reinterpret_cast<float4*>(cells) + ((layer * a.size.groups() + group) * TILES + tile) * 32 + at.lane;
+  }
+
+  // One k16 step of one group: acc += states * weights, all gates.
+  __device__ __forceinline__ void multiply_step(float (&acc)[TILES][4][4], const __half* states,
+                                                const uint4 (&w)[2 * kParts]) {
+    const uint32_t high[4][2] = {{w[0].x, w[0].y}, {w[0].z, w[0].w}, {w[1].x, w[1].y}, {w[1].z, w[1].w}};
+    const uint4 c = w[kParts], d = w[2 * kParts - 1];  // the low parts when SPLIT, else unused
+    const uint32_t low[4][2] = {{c.x, c.y}, {c.z, c.w}, {d.x, d.y}, {d.z, d.w}};
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++) {
+      uint32_t hi[4], lo[4];
+      load_rows(hi, states + tile * 16 * stride, stride);
+      if (SPLIT) {
+        load_rows(lo, states + plane_len + tile * 16 * stride, stride);
+#pragma unroll
+        for (int gate = 0; gate < 4; gate++) Halves::mma(acc[tile][gate], lo, high[gate]);
+#pragma unroll
+        for (int gate = 0; gate < 4; gate++) Halves::mma(acc[tile][gate], hi, low[gate]);
+      }
+#pragma unroll
+      for (int gate = 0; gate < 4; gate++) Halves::mma(acc[tile][gate], hi, high[gate]);
+    }
+  }
+
+  // acc += states * weights of one group over all steps, the weights kAhead steps ahead of their use: a warp's products
+  // of so many steps take longer than the second-level cache.
+  __device__ __forceinline__ void multiply(float (&acc)[TILES][4][4], const __half* states, const uint4* weights) {
+    constexpr uint32_t kAhead = SPLIT ? 2 : 4;
+    uint4 ring[kAhead][2 * kParts];
+    const uint32_t steps = a.size.steps();
+    weights += at.lane;
+#pragma unroll
+    for (uint32_t ahead = 0; ahead < kAhead; ahead++)
+      if (ahead < steps) fetch(ring[ahead], weights + ahead * 128);
+    for (uint32_t first = 0; first < steps; first += kAhead) {
+#pragma unroll
+      for (uint32_t k = 0; k < kAhead; k++) {
+        const uint32_t step = first + k;
+        if (step >= steps) break;
+        multiply_step(acc, states + step * 16, ring[k]);
+        if (step + kAhead < steps) fetch(ring[k], weights + (step + kAhead) * 128);
+      }
+    }
+  }
+
+  static __device__ __forceinline__ void fetch(uint4 (&to)[2 * kParts], const uint4* from) {
+#pragma unroll
+    for (int i = 0; i < 2 * kParts; i++) to[i] = __ldg(from + i * 32);
+  }
+
+  // What the gates start from: the table row of the input token (a one-hot product is a look-up), or the bias.
+  __device__ __forceinline__ void start(float (&acc)[TILES][4][4], uint32_t layer, uint32_t group) {
+    const float* from = a.parameters + a.size.start(layer) + group * 8 + at.q * 2;
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const uint64_t line = layer == 0 ? token[tile * 16 + half * 8 + at.g] : 0;
+#pragma unroll
+        for (int gate = 0; gate < 4; gate++) {
+          const float2 two = __ldg(reinterpret_cast<const float2*>(from + line * a.size.gates() + gate * a.size.units));
+          acc[tile][gate][2 * half] = two.x;
+          acc[tile][gate][2 * half + 1] = two.y;
+        }
+      }
+  }
+
+  // c' = f c + i g, h = o tanh(c'), for the thread's two neighbours of one row; new states go to `out`.
+  __device__ __forceinline__ void update(float (&acc)[4][4], uint32_t layer, uint32_t group, int tile, uint32_t t,
+                                         __half* out) {
+    float4 cells_now = *cell(layer, group, tile);
+    float c[4] = {cells_now.x, cells_now.y, cells_now.z, cells_now.w}, h[4];
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      acc[0][e] = sigmoid(acc[0][e]);
+      acc[1][e] = sigmoid(acc[1][e]);
+      acc[2][e] = tanh_of(acc[2][e]);
+      acc[3][e] = sigmoid(acc[3][e]);
+      c[e] = acc[1][e] * c[e] + acc[0][e] * acc[2][e];
+      h[e] = acc[3][e] * tanh_of(c[e]);
+    }
+    *cell(layer, group, tile) = make_float4(c[0], c[1], c[2], c[3]);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const uint32_t local = tile * 16 + half * 8 + at.g, unit = group * 8 + at.q * 2;
+      const Pair pair = split_pair<Halves>(h[2 * half], h[2 * half + 1]);
+      uint32_t* to = reinterpret_cast<uint32_t*>(out + local * stride + unit);
+      to[0] = pair.hi;
+      if (SPLIT) to[plane_len / 2] = pair.lo;
+      if (a.mode == kTrain) keep(acc, c, h, layer, t, local, unit, half);
+    }
+  }
+
+  __device__ __forceinline__ void keep(const float (&gates)[4][4], const float (&c)[4], const float (&h)[4],
+                                       uint32_t layer, uint32_t t, uint32_t local, uint32_t unit, int half) {
+    const uint64_t step = uint64_t(layer) * a.longest + t, capacity = a.capacity, units = a.size.units;
+    const uint64_t after = ((step + layer + 1) * capacity + slot(local)) * units + unit;
+    *reinterpret_cast<float2*>(a.cell + after) = make_float2(c[2 * half], c[2 * half + 1]);
+    *reinterpret_cast<float2*>(a.hidden + after) = make_float2(h[2 * half], h[2 * half + 1]);
+    float* to = a.gates + (step * capacity + slot(local)) * a.size.gates() + unit;
+#pragma unroll
+    for (int gate = 0; gate < 4; gate++)
+      *reinterpret_cast<float2*>(to + gate * units) = make_float2(gates[gate][2 * half], gates[gate][2 * half + 1]);
+  }
+
+  // One layer of step t: reads `below` (layers above 0) and `before`, writes `after`.
+  __device__ __forceinline__ void advance(uint32_t layer, uint32_t t, const __half* below, const __half* before,
+                                          __half* after) {
+    const uint64_t group_len = uint64_t(a.size.steps()) * 128;
+    for (uint32_t group = warp; group < a.size.groups(); group += warps) {
+      float acc[TILES][4][4];
+      start(acc, layer, group);
+      if (layer > 0) multiply(acc, below, a.packed + a.size.packed_forward(2 * layer - 1) + group * group_len);
+      multiply(acc, before, a.packed + a.size.packed_forward(2 * layer) + group * group_len);
+#pragma unroll
+      for (int tile = 0; tile < TILES; tile++) update(acc[tile], layer, group, tile, t, after);
+    }
+  }
+
+  // Logits of the top layer's state; what may not be emitted gets -inf.
+  __device__ __forceinline__ void head(const __half* top) {
+    const uint32_t columns = a.size.outputs / 8, steps = a.size.steps();
+    for (uint32_t job = warp; job < columns * TILES; job += warps) {
+      const uint32_t tile = job % TILES, column = job / TILES, first = column * 8 + at.q * 2;
+      const float* bias = a.parameters + a.size.head_bias() + first;
+      float acc[4] = {bias[0], bias[1], bias[0], bias[1]};
+      const uint4* weights = a.packed + a.size.packed_head() + uint64_t(column) * steps * 32 + at.lane;
+      for (uint32_t step = 0; step < steps; step++, weights += 32) {
+        const uint4 w = __ldg(weights);
+        const uint32_t b_hi[2] = {w.x, w.y}, b_lo[2] = {w.z, w.w};
+        uint32_t hi[4], lo[4];
+        load_rows(hi, top + tile * 16 * stride + step * 16, stride);
+        if (SPLIT) {
+          load_rows(lo, top + plane_len + tile * 16 * stride + step * 16, stride);
+          mma_split<Halves>(acc, hi, lo, b_hi, b_lo);
+        } else {
+          Halves::mma(acc, hi, b_hi);
+        }
+      }
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        const uint32_t v = first + e % 2;
+        const bool output = v < a.size.vocab && v != a.bos && v != a.pad;
+        logits[(tile * 16 + e / 2 * 8 + at.g) * logit_stride + v] = output ? acc[e] : -INFINITY;
+      }
+    }
+  }
+
+  // A row's logits, with what the guide adds at step t in a state if there is one.
+  struct Logits {
+    const LstmForward& a;
+    const float* z;
+    uint32_t t, state;
+    bool guided;
+    __device__ __forceinline__ float operator()(uint32_t v) const { return guided ? z[v] + boost(v) : z[v]; }
+    __device__ __forceinline__ float boost(uint32_t v) const {
+      if (v == a.eos) return a.log_end[state];
+      if (v == a.bos || v == a.pad) return -INFINITY;
+      return a.log_h[uint64_t(t + 1) * a.states + a.next[uint64_t(state) * a.size.vocab + v]];
+    }
+  };
+
+  struct Softmax {
+    float max, sum;
+    __device__ __forceinline__ double log_prob(float logit) const {
+      if (logit == -INFINITY) return double(logit);
+      const double value = double(logit) - double(max) - log(double(sum));
+      return value > 0 ? 0 : value;
+    }
+  };
+
+  // Over one row by a whole warp.
+  __device__ __forceinline__ Softmax softmax(const Logits& logit) const {
+    Softmax result{-INFINITY, 0};
+    for (uint32_t v = at.lane; v < a.size.vocab; v += 32) result.max = fmaxf(result.max, logit(v));
+#pragma unroll
+    for (int distance = 16; distance; distance >>= 1)
+      result.max = fmaxf(result.max, __shfl_xor_sync(~0u, result.max, distance));
+    for (uint32_t v = at.lane; v < a.size.vocab; v += 32) result.sum += weight(logit(v), result.max);
+#pragma unroll
+    for (int distance = 16; distance; distance >>= 1) result.sum += __shfl_xor_sync(~0u, result.sum, distance);
+    return result;
+  }
+
+  // exp(logit - max); 0 for a logit of -inf, even where all are.
+  static __device__ __forceinline__ float weight(float logit, float max) {
+    return logit == -INFINITY ? 0.0f : expf(logit - max);
+  }
+
+  // The first token whose cumulated weight exceeds uniform * sum; one of weight 0 is never drawn.
+  __device__ __forceinline__ uint32_t pick(const Logits& logit, Softmax softmax, float uniform) const {
+    const float threshold = uniform * softmax.sum;
+    float before = 0;
+    uint32_t last = 0;
+    for (uint32_t first = 0; first < a.size.vocab; first += 32) {
+      const uint32_t v = first + at.lane;
+      const float own = v < a.size.vocab ? weight(logit(v), softmax.max) : 0.0f;
+      float cumulated = own;
+#pragma unroll
+      for (uint32_t distance = 1; distance < 32; distance *= 2) {
+        const float lower = __shfl_up_sync(~0u, cumulated, distance);
+        if (at.lane >= distance) cumulated += lower;
+      }
+      cumulated += before;
+      const uint32_t possible = __ballot_sync(~0u, own > 0), beyond = __ballot_sync(~0u, own > 0 && cumulated > threshold);
+      if (beyond) return first + __ffs(beyond) - 1;
+      if (possible) last = first + 31 - __clz(possible);
+      before = __shfl_sync(~0u, cumulated, 31);
+    }
+    return last;
+  }
+
+  // The token step of one row, by a whole warp: score or draw, then the next input.
+  __device__ __forceinline__ void token_step(uint32_t local, uint32_t t) {
+    const uint64_t sequence = uint64_t(row[local]) * a.longest;
+    uint32_t emitted = a.mode == kSample ? 0 : a.tokens[sequence + t];
+    if (a.mode != kSample && emitted >= a.size.vocab) {
+      if (at.lane == 0) reject(local);
+      if (a.mode == kTrain) keep_nothing(local, t);
+      return;
+    }
+    const uint32_t in_state = state[local];
+    const Logits plain{a, logits + local * logit_stride, t, in_state, false};
+    const Logits drawn{a, plain.z, t, in_state, a.next != nullptr};
+    const Softmax model = softmax(plain), q = drawn.guided ? softmax(drawn) : model;
+    if (a.mode == kSample) emitted = pick(drawn, q, uniform(local, t));
+    if (a.mode == kTrain) keep_residual(local, t, plain.z, model, emitted);
+    __syncwarp();
+    if (at.lane != 0) return;
+    log_model[local] += model.log_prob(plain(emitted));
+    log_q[local] += q.log_prob(drawn(emitted));
+    if (drawn.guided) state[local] = a.next[uint64_t(in_state) * a.size.vocab + emitted];
+    if (a.mode == kSample) a.tokens[sequence + t] = emitted;
+    if (a.mode == kSample && emitted == a.eos) length[local] = t + 1;
+    token[local] = emitted;
+    alive[local] = t + 1 < length[local];
+  }
+
+  __device__ __forceinline__ float uniform(uint32_t local, uint32_t t) const {
+    return to_unit(philox(a.seed, a.first + row[local], t, a.purpose).x);
+  }
+
+  __device__ __forceinline__ void keep_residual(uint32_t local, uint32_t t, const float* z, Softmax model, uint32_t emitted) {
+    const uint64_t index = uint64_t(t) * a.capacity + slot(local);
+    for (uint32_t v = at.lane; v < a.size.outputs; v += 32) {
+      const float p = v < a.size.vocab ? weight(z[v], model.max) / model.sum : 0.0f;
+      a.residual[index * a.size.outputs + v] = (v == emitted ? 1.0f : 0.0f) - p;
+    }
+    if (at.lane == 0) a.inputs[index] = token[local];
+  }
+
+  // A row that has ended: no gradient, and any valid input token.
+  __device__ __forceinline__ void keep_nothing(uint32_t local, uint32_t t) {
+    const uint64_t index = uint64_t(t) * a.capacity + slot(local);
+    for (uint32_t v = at.lane; v < a.size.outputs; v += 32) a.residual[index * a.size.outputs + v] = 0;
+    if (at.lane == 0) a.inputs[index] = a.pad;
+  }
+
+  __device__ __forceinline__ void finish() {
+    for (uint32_t local = warp; local < kRows; local += warps) {
+      if (!used(local)) continue;
+      const uint64_t sequence = uint64_t(row[local]) * a.longest;
+      if (a.mode == kSample)
+        for (uint32_t t = length[local] + at.lane; t < a.longest; t += 32) a.tokens[sequence + t] = a.pad;
+      if (at.lane != 0) continue;
+      if (a.mode == kSample) a.lengths[row[local]] = length[local];
+      if (a.mode == kSample) a.log_model[row[local]] = log_model[local];
+      a.log_q[row[local]] = log_q[local];
+    }
+  }
+
+  __device__ __forceinline__ void run() {
+    if (!used(0)) return;
+    begin();
+    // Each layer writes to the spare buffer and leaves its old one as the next spare, so the layers' states follow the
+    // spare in order, modulo layers + 1.
+    uint32_t spare = a.size.layers;
+    for (uint32_t t = 0; t < a.longest; t++) {
+      bool any = false;
+      for (uint32_t local = threadIdx.x; local < kRows; local += blockDim.x) any |= alive[local] != 0;
+      if (!__syncthreads_or(any)) break;
+      const __half* below = nullptr;
+      for (uint32_t layer = 0; layer < a.size.layers; layer++) {
+        const uint32_t before = (spare + 1) % (a.size.layers + 1);
+        advance(layer, t, below, plane(before), plane(spare));
+        __syncthreads();
+        below = plane(spare);
+        spare = before;
+      }
+      head(below);
+      __syncthreads();
+      for (uint32_t local = warp; local < kRows; local += warps) {
+        if (alive[local]) token_step(local, t);
+        else if (a.mode == kTrain) keep_nothing(local, t);
+      }
+      __syncthreads();
+    }
+    finish();
+  }
+};
+
+// Grid: ceil(rows / (16 * TILES)) blocks of up to 8 warps; shared memory as src/models/lstm/gpu/forward.rs sums it up.
+#define LSTM_FORWARD(name, TILES, SPLIT)                                                                 \
+  extern "C" __global__ void __launch_bounds__(256, 1) name(const __grid_constant__ LstmForward arguments) { \
+    SHARED_DYN(unsigned char, shared);                                                                   \
+    Forward<TILES, SPLIT>(arguments, shared).run();                                                      \
+  }
+
+LSTM_FORWARD(lstm_forward_split_1, 1, true)
+LSTM_FORWARD(lstm_forward_split_2, 2, true)
+LSTM_FORWARD(lstm_forward_split_4, 4, true)
+LSTM_FORWARD(lstm_forward_plain_1, 1, false)
+LSTM_FORWARD(lstm_forward_plain_2, 2, false)
+LSTM_FORWARD(lstm_forward_plain_4, 4, false)
+
+EXPORT_KERNEL(lstm_forward_split_1)
+EXPORT_KERNEL(lstm_forward_split_2)
+EXPORT_KERNEL(lstm_forward_split_4)
+EXPORT_KERNEL(lstm_forward_plain_1)
+EXPORT_KERNEL(lstm_forward_plain_2)
+EXPORT_KERNEL(lstm_forward_plain_4)

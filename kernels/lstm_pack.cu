@@ -1,0 +1,61 @@
+// lstm_pack.cu -- the LSTM's weights as tensor-core operands, made anew after each update; layouts in common/lstm.cuh.
+#include "common/lstm.cuh"
+#include "common/split.cuh"
+
+// Two rows k, k + 1 of one column of a [K, stride] matrix.
+template <typename Kind> DEV_FN Pair column_pair(const float* from, uint64_t stride) {
+  return split_pair<Kind>(from[0], from[stride]);
+}
+
+// Forward gates: `at` counts [group][step][part][half][lane].
+DEV_FN uint4 forward_gates(const LstmSize& size, const float* matrix, uint64_t at) {
+  const uint32_t lane = at % 32, half = at / 32 % 2, part = at / 64 % 2;
+  const uint32_t step = at / 128 % size.steps(), group = uint32_t(at / 128 / size.steps());
+  const uint32_t unit = group * 8 + lane / 4, k = step * 16 + lane % 4 * 2;
+  uint32_t words[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const uint32_t gate = half * 2 + i / 2, row = k + i % 2 * 8;
+    const Pair pair = column_pair<Halves>(matrix + uint64_t(row) * size.gates() + gate * size.units + unit, size.gates());
+    words[i] = part ? pair.lo : pair.hi;
+  }
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+// A [K, N] operand with 8 columns a tile and both parts in one piece: `from` points to (k, n) of the lane.
+template <typename Kind> DEV_FN uint4 both_parts(const float* from, uint64_t k_stride) {
+  const Pair low = column_pair<Kind>(from, k_stride), high = column_pair<Kind>(from + 8 * k_stride, k_stride);
+  return make_uint4(low.hi, high.hi, low.lo, high.lo);
+}
+
+DEV_FN uint4 pack_piece(const LstmSize& size, const float* parameters, uint64_t at) {
+  const uint32_t lane = at % 32, k = lane % 4 * 2, n = lane / 4;
+  if (at < size.packed_backward(0)) {
+    const uint64_t len = size.packed_matrix_len();
+    return forward_gates(size, parameters + size.matrix(uint32_t(at / len)), at % len);
+  }
+  if (at < size.packed_head()) {  // transposed: K runs over gate columns, N over the units fed back to
+    const uint64_t len = size.packed_matrix_len(), in = at - size.packed_backward(0), steps = size.gates() / 16;
+    const uint64_t step = in % len / 32 % steps, group = in % len / 32 / steps;
+    const float* matrix = parameters + size.matrix(uint32_t(in / len));
+    return both_parts<Bfloats>(matrix + (group * 8 + n) * size.gates() + step * 16 + k, 1);
+  }
+  if (at < size.packed_head_backward()) {
+    const uint64_t in = (at - size.packed_head()) / 32, step = in % size.steps(), tile = in / size.steps();
+    return both_parts<Halves>(parameters + size.head() + (step * 16 + k) * size.outputs + tile * 8 + n, size.outputs);
+  }
+  const uint64_t in = (at - size.packed_head_backward()) / 32, steps = size.outputs / 16;
+  const uint64_t step = in % steps, group = in / steps;
+  return both_parts<Bfloats>(parameters + size.head() + (group * 8 + n) * size.outputs + step * 16 + k, 1);
+}
+
+// packed[size.packed_len()] from parameters. Any grid.
+extern "C" __global__ void __launch_bounds__(256)
+lstm_pack(const float* parameters, uint4* packed, uint32_t layers, uint32_t units, uint32_t vocab, uint32_t outputs) {
+  const LstmSize size{layers, units, vocab, outputs};
+  const uint64_t stride = uint64_t(gridDim.x) * blockDim.x;
+  for (uint64_t at = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x; at < size.packed_len(); at += stride)
+    packed[at] = pack_piece(size, parameters, at);
+}
+
+EXPORT_KERNEL(lstm_pack)

@@ -1,0 +1,261 @@
+//! The weighted gradient: rows that have one, forward with everything kept, back through time, parameter sums
+//! (`kernels/lstm_backward.cu`, `kernels/lstm_weights.cu`).
+
+use super::GpuLstm;
+use super::forward::{self, TRAIN};
+use super::layout::{Size, TILE};
+use super::weights::{Jobs, RUNS};
+use crate::backend::Memory;
+use crate::backend::gpu::{Argument, Gpu, GpuBuffer, GpuViewMut, Grid, Kernel, Launcher, arguments};
+use crate::error::{Error, Result};
+use crate::models::{Coefficients, Precision, Weighting};
+use crate::tokens::{Batch, Space};
+
+/// The most bytes that one launch keeps of its slots; more rows go in several launches.
+const KEPT_BYTES: usize = 2 << 30;
+
+/// Slots come in multiples of the largest block of rows.
+const SLOTS: usize = 4 * TILE;
+
+/// Slots of one launch for `rows` rows: a function of shape and rows alone, as the order of sums follows from it.
+fn slots(size: Size, space: Space, rows: usize) -> usize {
+    let (longest, units) = (space.longest as usize, size.units());
+    let states = size.layers() * (2 * (longest + 1) * units + longest * size.gates());
+    let per_slot = 4 * (states + longest * (size.outputs() + 1) + (2 * size.layers() + 1) * units);
+    rows.next_multiple_of(SLOTS).min((KEPT_BYTES / per_slot / SLOTS * SLOTS).max(SLOTS))
+}
+
+/// What a gradient keeps between its kernels; made once for the largest batch so far.
+pub(super) struct Training<L: Launcher> {
+    /// Slots of the kept buffers.
+    capacity: usize,
+    /// Rows of the largest batch.
+    rows: usize,
+    hidden: GpuBuffer<L, f32>,
+    cell: GpuBuffer<L, f32>,
+    gates: GpuBuffer<L, f32>,
+    residual: GpuBuffer<L, f32>,
+    inputs: GpuBuffer<L, u32>,
+    tile_steps: GpuBuffer<L, u32>,
+    order: GpuBuffer<L, u32>,
+    count: GpuBuffer<L, u32>,
+    /// Of each block of the backward kernel, and of each run of the parameter sums.
+    thread_sums: GpuBuffer<L, f32>,
+    run_sums: GpuBuffer<L, f32>,
+    jobs: Jobs<L>,
+}
+
+impl<L: Launcher> Training<L> {
+    fn new(gpu: &Gpu<L>, size: Size, space: Space, rows: usize) -> Result<Self> {
+        let capacity = slots(size, space, rows);
+        let (longest, layers) = (space.longest as usize, size.layers());
+        let states = layers * (longest + 1) * capacity * size.units();
+        let hidden = gpu.zeros(states, "hidden states")?;
+        let gates = gpu.zeros(layers * longest * capacity * size.gates(), "gates")?;
+        let residual = gpu.zeros(longest * capacity * size.outputs(), "residuals")?;
+        let jobs = Jobs::new(gpu, size, longest, capacity, &hidden, &gates, &residual)?;
+        Ok(Training {
+            capacity,
+            rows,
+            hidden,
+            cell: gpu.zeros(states, "cells")?,
+            gates,
+            residual,
+            inputs: gpu.zeros(longest * capacity, "inputs")?,
+            tile_steps: gpu.zeros(capacity / TILE, "steps of a tile")?,
+            order: gpu.zeros(rows, "rows with a gradient")?,
+            count: gpu.zeros(1, "rows with a gradient")?,
+            thread_sums: gpu.zeros(capacity * (2 * layers + 1) * size.units(), "state gradients")?,
+            run_sums: gpu.zeros(RUNS * size.parameters(), "partial gradients")?,
+            jobs,
+        })
+    }
+}
+
+/// The backward kernel's argument, field by field.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Backward {
+    packed: u64,
+    size: Size,
+    longest: u32,
+    capacity: u32,
+    first_slot: u32,
+    baseline: u32,
+    order: u64,
+    count: u64,
+    tile_steps: u64,
+    weights: u64,
+    log_q: u64,
+    log_probs: u64,
+    cell: u64,
+    gates: u64,
+    residual: u64,
+    sums: u64,
+    scale: f32,
+    unused: u32,
+}
+
+/// Shared memory of a block of the backward kernel: a coefficient, gate gradients and residuals of each row in two
+/// parts, and the tiles' steps.
+fn shared_bytes(size: Size, tiles: usize) -> usize {
+    16 + tiles * TILE * 4 * (1 + size.gates() + 8 + size.outputs() + 8)
+}
+
+impl<L: Launcher> GpuLstm<L> {
+    /// Replaces the stored gradient; shapes are already checked.
+    pub(super) fn backpropagate(
+        &mut self,
+        batch: &Batch<Gpu<L>>,
+        coefficients: &Coefficients<'_, Gpu<L>>,
+        log_probs: GpuViewMut<'_, f64>,
+    ) -> Result<()> {
+        if self.training.as_ref().is_none_or(|training| training.rows < batch.rows) {
+            self.training = None; // gives its memory back first
+            self.training = Some(Training::new(&self.gpu, self.size, self.space, batch.rows)?);
+        }
+        let all = coefficients.weighting == Weighting::Baseline;
+        let training = self.training.as_ref().expect("just made");
+        let capacity = training.capacity;
+        // SAFETY: weights and log-probs have `rows` values, the order has room for as many.
+        unsafe {
+            // lstm_rows(const float* weights, uint32_t rows, uint32_t all, uint32_t* order, uint32_t* count,
+            //   double* log_probs, uint64_t* status)
+            let order = (&training.order, &training.count);
+            self.gpu.launch(
+                Kernel::LstmRows,
+                Grid::new(1, (batch.rows.next_multiple_of(32) as u32).min(1024)),
+                &[
+                    Argument::from(&coefficients.weights),
+                    (batch.rows as u32).into(),
+                    u32::from(all).into(),
+                    order.0.into(),
+                    order.1.into(),
+                    Argument::from(&log_probs),
+                    self.gpu.status(),
+                ],
+            )?;
+        }
+        for first_slot in (0..batch.rows).step_by(capacity) {
+            let slots = (batch.rows - first_slot).next_multiple_of(SLOTS).min(capacity);
+            self.keep_forward(batch, first_slot, slots, &log_probs)?;
+            self.send_back(coefficients, first_slot, slots, &log_probs)?;
+            self.sum_runs(first_slot)?;
+        }
+        self.fold()
+    }
+
+    fn keep_forward(
+        &mut self,
+        batch: &Batch<Gpu<L>>,
+        first_slot: usize,
+        slots: usize,
+        log_probs: &GpuViewMut<'_, f64>,
+    ) -> Result<()> {
+        let mut argument = self.forward_argument(TRAIN, batch.rows);
+        let training = self.training.as_ref().expect("made by backpropagate");
+        argument.capacity = training.capacity as u32;
+        argument.first_slot = first_slot as u32;
+        argument.order = training.order.address();
+        argument.count = training.count.address();
+        argument.tokens = batch.tokens.address();
+        argument.lengths = batch.lengths.address();
+        argument.log_q = log_probs.address();
+        argument.hidden = training.hidden.address();
+        argument.cell = training.cell.address();
+        argument.gates = training.gates.address();
+        argument.residual = training.residual.address();
+        argument.inputs = training.inputs.address();
+        argument.tile_steps = training.tile_steps.address();
+        // SAFETY: the batch has `rows` rows, the kept buffers `capacity` slots, a multiple of a block's rows.
+        unsafe { self.launch_forward(argument, slots, Precision::Split) }
+    }
+
+    fn send_back(
+        &mut self,
+        coefficients: &Coefficients<'_, Gpu<L>>,
+        first_slot: usize,
+        slots: usize,
+        log_probs: &GpuViewMut<'_, f64>,
+    ) -> Result<()> {
+        let (size, limits) = (self.size, self.gpu.launcher().limits());
+        let training = self.training.as_ref().expect("made by backpropagate");
+        let fits = |tiles: usize| shared_bytes(size, tiles) <= limits.shared_bytes;
+        if !fits(1) {
+            let expected = format!("what fits into {} bytes of shared memory", limits.shared_bytes);
+            let got = format!("{} bytes (hidden {})", shared_bytes(size, 1), size.units);
+            return Err(Error::argument("LSTM gradient on the GPU", expected, got));
+        }
+        let tiles = if fits(2) && slots.div_ceil(2 * TILE) >= limits.multiprocessors { 2 } else { 1 };
+        let argument = Backward {
+            packed: self.packed.address(),
+            size,
+            longest: self.space.longest,
+            capacity: training.capacity as u32,
+            first_slot: first_slot as u32,
+            baseline: (coefficients.weighting == Weighting::Baseline).into(),
+            order: training.order.address(),
+            count: training.count.address(),
+            tile_steps: training.tile_steps.address(),
+            weights: coefficients.weights.address(),
+            log_q: coefficients.log_q.map_or(0, |log_q| log_q.address()),
+            log_probs: log_probs.address(),
+            cell: training.cell.address(),
+            gates: training.gates.address(),
+            residual: training.residual.address(),
+            sums: training.thread_sums.address(),
+            scale: coefficients.scale,
+            unused: 0,
+        };
+        let kernel = if tiles == 2 { Kernel::LstmBackward2 } else { Kernel::LstmBackward1 };
+        let grid = Grid::new(slots.div_ceil(tiles * TILE) as u32, forward::threads(size));
+        let grid = grid.shared(shared_bytes(size, tiles));
+        // lstm_backward_*(const LstmBackward arguments)
+        // SAFETY: the buffers have the sizes that the kernel's header gives, for `capacity` slots and the batch's rows.
+        unsafe { self.gpu.launch(kernel, grid, &[Argument::Struct(bytemuck::bytes_of(&argument))]) }
+    }
+
+    fn fold(&mut self) -> Result<()> {
+        let training = self.training.as_ref().expect("made by backpropagate");
+        let len = self.size.parameters();
+        // SAFETY: the sums are `[RUNS, len]`, the gradient has `len` values.
+        unsafe {
+            // lstm_fold(const float* sums, uint64_t len, uint32_t runs, float* gradient)
+            let arguments = arguments![&training.run_sums, len as u64, RUNS as u32, &self.gradient];
+            self.gpu.launch(Kernel::LstmFold, Grid::over(len, 256), arguments)
+        }
+    }
+
+    /// Adds the launch's outer products to the sums of each run.
+    fn sum_runs(&mut self, first_slot: usize) -> Result<()> {
+        let training = self.training.as_ref().expect("made by backpropagate");
+        let (jobs, parameters) = (&training.jobs, self.size.parameters());
+        jobs.launch(
+            &self.gpu,
+            first_slot,
+            training.capacity,
+            parameters,
+            [&training.count, &training.tile_steps, &training.inputs],
+            &training.run_sums,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_argument_has_the_kernels_size() {
+        assert_eq!(size_of::<Backward>(), 128);
+    }
+
+    #[test]
+    fn slots_are_bounded_by_bytes() {
+        let (size, space) = (Size { layers: 2, units: 208, vocab: 4, outputs: 16 }, Space::new(2, 31).unwrap());
+        assert_eq!(slots(size, space, 1), SLOTS);
+        assert_eq!(slots(size, space, 2048), 2048);
+        assert_eq!(slots(size, space, 1 << 30) % SLOTS, 0);
+        assert!(slots(size, space, 1 << 30) < 8192);
+    }
+}

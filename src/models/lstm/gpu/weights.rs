@@ -1,0 +1,134 @@
+//! The blocks of parameters as sums of outer products: the job table of `kernels/lstm_weights.cu`.
+
+use super::layout::Size;
+use crate::backend::Memory;
+use crate::backend::gpu::{Argument, Gpu, GpuBuffer, Grid, Kernel, Launcher};
+use crate::error::Result;
+
+/// Runs of slabs whose sums are folded in order.
+pub(super) const RUNS: usize = 16;
+
+const OUT_ROWS: usize = 128;
+const OUT_COLUMNS: usize = 64;
+
+const STATE: u32 = 0;
+const ONE_HOT: u32 = 1;
+const ONES: u32 = 2;
+
+/// One block of parameters, as the kernel reads it.
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Job {
+    left: u64,
+    right: u64,
+    out: u64,
+    kind: u32,
+    rows: u32,
+    columns: u32,
+    first_block: u32,
+}
+
+/// The kernel's argument, field by field.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Weights {
+    jobs: u64,
+    count: u64,
+    tile_steps: u64,
+    inputs: u64,
+    sums: u64,
+    parameters: u64,
+    job_count: u32,
+    capacity: u32,
+    first_slot: u32,
+    accumulate: u32,
+}
+
+/// All blocks of parameters, on the device.
+pub(super) struct Jobs<L: Launcher> {
+    table: GpuBuffer<L, u64>,
+    count: usize,
+    blocks: u32,
+}
+
+impl<L: Launcher> Jobs<L> {
+    /// The jobs over kept buffers of `capacity` slots.
+    pub fn new(
+        gpu: &Gpu<L>,
+        size: Size,
+        longest: usize,
+        capacity: usize,
+        hidden: &GpuBuffer<L, f32>,
+        gates: &GpuBuffer<L, f32>,
+        residual: &GpuBuffer<L, f32>,
+    ) -> Result<Self> {
+        let (units, columns) = (size.units as usize, size.gates());
+        // State of `layer` before step t + `shift`.
+        let state = |layer: usize, shift: usize| {
+            hidden.address() + 4 * ((layer * (longest + 1) + shift) * capacity * units) as u64
+        };
+        let gate = |layer: usize| gates.address() + 4 * (layer * longest * capacity * columns) as u64;
+        let mut jobs: Vec<Job> = Vec::new();
+        let mut blocks = 0;
+        let mut add = |kind, left, right, out: usize, rows: usize, columns: usize| {
+            let (out, rows_, columns_) = (out as u64, rows as u32, columns as u32);
+            jobs.push(Job { left, right, out, kind, rows: rows_, columns: columns_, first_block: blocks });
+            blocks += (rows.div_ceil(OUT_ROWS) * columns.div_ceil(OUT_COLUMNS)) as u32;
+        };
+        for layer in 0..size.layers() {
+            if layer == 0 {
+                add(ONE_HOT, 0, gate(0), 0, size.vocab as usize, columns);
+            } else {
+                add(ONES, 0, gate(layer), size.start(layer), 1, columns);
+                add(STATE, state(layer - 1, 1), gate(layer), size.matrix(2 * layer - 1), units, columns);
+            }
+            add(STATE, state(layer, 0), gate(layer), size.matrix(2 * layer), units, columns);
+        }
+        let top = state(size.layers() - 1, 1);
+        add(STATE, top, residual.address(), size.head(), units, size.outputs());
+        add(ONES, 0, residual.address(), size.head_bias(), 1, size.outputs());
+        let words: &[u64] = bytemuck::cast_slice(&jobs);
+        let mut table = gpu.zeros(words.len(), "jobs of the gradient")?;
+        gpu.upload(words, &mut table)?;
+        Ok(Jobs { table, count: jobs.len(), blocks })
+    }
+
+    /// Sums the outer products of the slots from `first_slot` on into `sums` (`[RUNS, parameters]`), adding to what is
+    /// there unless it is the first launch. `kept` are the count, the tiles' steps and the input tokens.
+    pub fn launch(
+        &self,
+        gpu: &Gpu<L>,
+        first_slot: usize,
+        capacity: usize,
+        parameters: usize,
+        kept: [&GpuBuffer<L, u32>; 3],
+        sums: &GpuBuffer<L, f32>,
+    ) -> Result<()> {
+        let argument = Weights {
+            jobs: self.table.address(),
+            count: kept[0].address(),
+            tile_steps: kept[1].address(),
+            inputs: kept[2].address(),
+            sums: sums.address(),
+            parameters: parameters as u64,
+            job_count: self.count as u32,
+            capacity: capacity as u32,
+            first_slot: first_slot as u32,
+            accumulate: (first_slot > 0).into(),
+        };
+        let grid = Grid { blocks: [self.blocks, RUNS as u32], ..Grid::new(1, 256) };
+        // lstm_weights(const LstmWeights arguments)
+        // SAFETY: the table points into buffers of `capacity` slots, the sums have RUNS times the parameters.
+        unsafe { gpu.launch(Kernel::LstmWeights, grid, &[Argument::Struct(bytemuck::bytes_of(&argument))]) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_have_the_kernels_sizes() {
+        assert_eq!((size_of::<Job>(), size_of::<Weights>()), (40, 64));
+    }
+}

@@ -1,0 +1,296 @@
+//! The LSTM's kernels against the CPU backend and the f64 oracle.
+
+#[path = "../../oracle/mod.rs"]
+mod oracle;
+
+use std::collections::BTreeMap;
+
+use ebm_dpg::adam::AdamOptions;
+use ebm_dpg::backend::gpu::{Gpu, Launcher};
+use ebm_dpg::backend::{Cpu, Memory};
+use ebm_dpg::exact::{Guide, LookAhead};
+use ebm_dpg::features::{Feature, FeatureSet};
+use ebm_dpg::models::{Coefficients, GpuLstm, Lstm, LstmShape, Markov, Policy, Precision, Sampler, Scorer, Weighting};
+use ebm_dpg::potential::{Potential, Role};
+use ebm_dpg::rng::{Draw, Purpose};
+use ebm_dpg::tokens::{Batch, Space, Token};
+use ebm_dpg_emulator::{Emulator, Schedule};
+use oracle::{OracleLstm, assert_block_close, assert_close};
+
+macro_rules! on_every_backend {
+    ($($name:ident),* $(,)?) => {
+        $(#[test]
+        fn $name() {
+            for schedule in Schedule::all() {
+                let gpu = Emulator::open(schedule).expect("opened");
+                cases::$name(&gpu);
+            }
+        })*
+    };
+}
+
+on_every_backend!(
+    log_probs_agree_with_the_oracle,
+    gradients_agree_with_the_oracle_per_block,
+    the_baseline_needs_the_whole_log_prob,
+    samples_are_those_of_the_cpu,
+    guided_samples_are_those_of_the_cpu,
+    plain_samples_have_the_log_q_they_were_drawn_with,
+    training_follows_the_cpu,
+    bad_rows_are_named,
+);
+
+/// Sizes by hazard: less than one tile of units; exactly one; several groups and layers.
+const SHAPES: [(usize, usize); 3] = [(1, 5), (2, 16), (3, 20)];
+
+fn lstm(space: Space, layers: usize, hidden: usize) -> Lstm {
+    Lstm::new(space, LstmShape { layers, hidden, dropout: 0.0 }, 7).unwrap()
+}
+
+fn oracle_of(lstm: &Lstm) -> OracleLstm {
+    let tensors = lstm.tensors().into_iter();
+    let tensors: BTreeMap<String, Vec<f64>> =
+        tensors.map(|(name, _, values)| (name, values.into_iter().map(f64::from).collect())).collect();
+    OracleLstm::new(lstm.space(), lstm.shape().hidden, lstm.shape().layers, tensors)
+}
+
+/// Ragged sequences of every length, cut ones included.
+fn sequences(space: Space, count: usize) -> Vec<Vec<Token>> {
+    let (longest, symbols) = (space.longest as usize, space.vocab - 3);
+    let sequence = |row: usize| {
+        let length = 1 + row * 7 % longest;
+        let mut sequence: Vec<Token> = (0..length).map(|t| ((row * 31 + t * t + t / 2) as u32) % symbols).collect();
+        if length < longest || row % 2 == 0 {
+            sequence[length - 1] = space.eos;
+        }
+        sequence
+    };
+    (0..count).map(sequence).collect()
+}
+
+fn upload<L: Launcher>(gpu: &Gpu<L>, space: Space, sequences: &[Vec<Token>]) -> Batch<Gpu<L>> {
+    Batch::from_sequences(space, sequences).unwrap().upload(gpu).unwrap()
+}
+
+fn values<L: Launcher, T: ebm_dpg::backend::Element>(gpu: &Gpu<L>, values: &[T]) -> <Gpu<L> as Memory>::Buffer<T> {
+    let mut buffer = gpu.zeros(values.len(), "values").unwrap();
+    gpu.upload(values, &mut buffer).unwrap();
+    buffer
+}
+
+fn score<L: Launcher>(gpu: &Gpu<L>, lstm: &mut GpuLstm<L>, batch: &Batch<Gpu<L>>) -> Vec<f64> {
+    let mut out = gpu.zeros(batch.rows, "log-probs").unwrap();
+    lstm.score(batch, Gpu::<L>::view_mut(&mut out, batch.rows)).unwrap();
+    read(gpu, &out)
+}
+
+fn read<L: Launcher>(gpu: &Gpu<L>, buffer: &<Gpu<L> as Memory>::Buffer<f64>) -> Vec<f64> {
+    let mut host = vec![0.0; Gpu::<L>::len(buffer)];
+    gpu.download(buffer, &mut host).unwrap();
+    host
+}
+
+fn gradient<L: Launcher>(
+    gpu: &Gpu<L>,
+    lstm: &mut GpuLstm<L>,
+    batch: &Batch<Gpu<L>>,
+    weights: &[f32],
+    baseline: Option<(&[f64], f32)>,
+) -> Vec<f64> {
+    let rows = batch.rows;
+    let (weights, log_q) = (values(gpu, weights), values(gpu, baseline.map_or(&[0.0][..], |(log_q, _)| log_q)));
+    let mut out = gpu.zeros(rows, "log-probs").unwrap();
+    let coefficients = Coefficients {
+        weighting: if baseline.is_some() { Weighting::Baseline } else { Weighting::Given },
+        weights: Gpu::<L>::view(&weights, rows),
+        log_q: baseline.map(|_| Gpu::<L>::view(&log_q, rows)),
+        scale: baseline.map_or(0.0, |(_, scale)| scale),
+        dropout: None,
+    };
+    lstm.gradient(batch, &coefficients, Gpu::<L>::view_mut(&mut out, rows)).unwrap();
+    read(gpu, &out)
+}
+
+struct Drawn {
+    batch: Batch,
+    log_q: Vec<f64>,
+    log_model: Vec<f64>,
+}
+
+fn sample<L: Launcher>(gpu: &Gpu<L>, lstm: &mut GpuLstm<L>, guide: Option<&Guide>, rows: usize) -> Drawn {
+    let mut batch = Batch::with_capacity(gpu, lstm.space(), rows).unwrap();
+    let (mut log_q, mut log_model) = (gpu.zeros(rows, "log q").unwrap(), gpu.zeros(rows, "log π").unwrap());
+    let guide = guide.map(|guide| guide.upload(gpu).unwrap());
+    let (q, model) = (Gpu::<L>::view_mut(&mut log_q, rows), Gpu::<L>::view_mut(&mut log_model, rows));
+    lstm.sample(Draw::new(3, Purpose::User).skip(5), guide.as_ref(), &mut batch, q, model).unwrap();
+    Drawn { batch: batch.download(gpu).unwrap(), log_q: read(gpu, &log_q), log_model: read(gpu, &log_model) }
+}
+
+fn sample_on_cpu(lstm: &mut Lstm, guide: Option<&Guide>, rows: usize) -> Drawn {
+    let mut batch = Batch::with_capacity(&Cpu, lstm.space(), rows).unwrap();
+    let (mut log_q, mut log_model) = (vec![0.0; rows], vec![0.0; rows]);
+    lstm.sample(Draw::new(3, Purpose::User).skip(5), guide, &mut batch, &mut log_q, &mut log_model).unwrap();
+    Drawn { batch, log_q, log_model }
+}
+
+/// A guide that demands two neighbouring symbols 1.
+fn guide(space: Space) -> Guide {
+    let set = FeatureSet::new(space).with("11", Feature::Contains(vec![1, 1])).unwrap();
+    let potential = Potential::new(&Cpu, &[Role::Require(1.0)]).unwrap();
+    LookAhead::towards(&Markov::noise(space, 4).unwrap(), &set, &potential, 100).unwrap().guide()
+}
+
+mod cases {
+    use super::*;
+
+    pub fn log_probs_agree_with_the_oracle<L: Launcher>(gpu: &Gpu<L>) {
+        for (layers, hidden) in SHAPES {
+            let space = Space::new(3, 5).unwrap();
+            let lstm = lstm(space, layers, hidden);
+            let sequences = sequences(space, 21);
+            let got = score(gpu, &mut lstm.to_gpu(gpu).unwrap(), &upload(gpu, space, &sequences));
+            let oracle = oracle_of(&lstm);
+            let want: Vec<f64> = sequences.iter().map(|x| oracle.log_prob(x)).collect();
+            assert_close(&format!("{layers}x{hidden}"), &got, &want, 5e-6);
+            assert!(got.iter().all(|&l| l <= 0.0));
+        }
+    }
+
+    pub fn gradients_agree_with_the_oracle_per_block<L: Launcher>(gpu: &Gpu<L>) {
+        for (layers, hidden) in SHAPES {
+            let space = Space::new(3, 5).unwrap();
+            let lstm = lstm(space, layers, hidden);
+            let sequences = sequences(space, 37);
+            let batch = upload(gpu, space, &sequences);
+            let weights: Vec<f32> = (0..batch.rows).map(|row| ((row % 5) as f32 - 1.0) / 8.0).collect();
+            let mut on_gpu = lstm.to_gpu(gpu).unwrap();
+            let log_probs = gradient(gpu, &mut on_gpu, &batch, &weights, None);
+            let weighted: Vec<_> = sequences.iter().cloned().zip(weights.iter().map(|&w| f64::from(w))).collect();
+            let want = oracle_of(&lstm).gradient(&weighted);
+            for (name, values) in on_gpu.gradients().unwrap() {
+                assert_block_close(&format!("{layers}x{hidden} {name}"), &values, &want[&name], 2e-4);
+            }
+            let scores = score(gpu, &mut on_gpu, &batch);
+            for row in 0..batch.rows {
+                match weights[row] {
+                    0.0 => assert!(log_probs[row].is_nan(), "a skipped row has no log-prob"),
+                    _ => assert_eq!(log_probs[row].to_bits(), scores[row].to_bits(), "row {row}"),
+                }
+            }
+        }
+    }
+
+    pub fn the_baseline_needs_the_whole_log_prob<L: Launcher>(gpu: &Gpu<L>) {
+        let space = Space::new(2, 4).unwrap();
+        let lstm = lstm(space, 2, 8);
+        let sequences = sequences(space, 20);
+        let weights: Vec<f32> = (0..20).map(|row| (row % 3) as f32).collect();
+        let log_q: Vec<f64> = (0..20).map(|row| -3.0 - row as f64 / 20.0).collect();
+        let mut on_gpu = lstm.to_gpu(gpu).unwrap();
+        gradient(gpu, &mut on_gpu, &upload(gpu, space, &sequences), &weights, Some((&log_q, 0.5)));
+        let oracle = oracle_of(&lstm);
+        let coefficient =
+            |row: usize| f64::from(weights[row]) - 0.5 * (oracle.log_prob(&sequences[row]) - log_q[row]).exp();
+        let weighted: Vec<_> = sequences.iter().cloned().enumerate().map(|(row, x)| (x, coefficient(row))).collect();
+        let want = oracle.gradient(&weighted);
+        for (name, values) in on_gpu.gradients().unwrap() {
+            assert_block_close(&name, &values, &want[&name], 2e-4);
+        }
+    }
+
+    pub fn samples_are_those_of_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
+        for (symbols, rows) in [(2, 40), (37, 17)] {
+            let space = Space::new(symbols, 6).unwrap();
+            let mut lstm = lstm(space, 2, 16);
+            let want = sample_on_cpu(&mut lstm, None, rows);
+            let got = sample(gpu, &mut lstm.to_gpu(gpu).unwrap(), None, rows);
+            assert_eq!(got.batch.tokens, want.batch.tokens);
+            assert_eq!(got.batch.lengths, want.batch.lengths);
+            assert_close("log q", &got.log_q, &want.log_q, 5e-6);
+            assert_eq!(got.log_q, got.log_model);
+        }
+    }
+
+    pub fn guided_samples_are_those_of_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
+        let space = Space::new(3, 6).unwrap();
+        let mut lstm = lstm(space, 1, 16);
+        let guide = guide(space);
+        let want = sample_on_cpu(&mut lstm, Some(&guide), 24);
+        let mut on_gpu = lstm.to_gpu(gpu).unwrap();
+        let got = sample(gpu, &mut on_gpu, Some(&guide), 24);
+        assert_eq!(got.batch.tokens, want.batch.tokens);
+        assert!(got.batch.iter().all(|x| x.windows(2).any(|pair| pair == [1, 1])));
+        assert_close("log q", &got.log_q, &want.log_q, 5e-6);
+        assert_close("log model", &got.log_model, &want.log_model, 5e-6);
+        // Scored again under the guide: what the sampler said; a forbidden sequence has −∞.
+        let mut batch = got.batch;
+        batch.tokens[..2].copy_from_slice(&[0, space.eos]);
+        batch.lengths[0] = 2;
+        let on_device = batch.upload(gpu).unwrap();
+        let mut out = gpu.zeros(24, "log q").unwrap();
+        let guide = guide.upload(gpu).unwrap();
+        on_gpu.score_guided(&guide, &on_device, Gpu::<L>::view_mut(&mut out, 24)).unwrap();
+        let scores = read(gpu, &out);
+        assert_eq!(scores[0], f64::NEG_INFINITY);
+        assert_close("scored again", &scores[1..], &got.log_q[1..], 1e-9);
+    }
+
+    pub fn plain_samples_have_the_log_q_they_were_drawn_with<L: Launcher>(gpu: &Gpu<L>) {
+        let space = Space::new(2, 6).unwrap();
+        let lstm = lstm(space, 2, 16);
+        let mut plain = lstm.to_gpu(gpu).unwrap().sampling(Precision::Half);
+        let drawn = sample(gpu, &mut plain, None, 33);
+        // Another precision, so another distribution, but a close one.
+        let exact = score(gpu, &mut plain, &drawn.batch.upload(gpu).unwrap());
+        assert_close("log q", &drawn.log_q, &exact, 5e-3);
+        assert!(drawn.log_q != exact);
+    }
+
+    pub fn training_follows_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
+        let space = Space::new(2, 4).unwrap();
+        let mut on_cpu = lstm(space, 1, 8);
+        let mut on_gpu = on_cpu.to_gpu(gpu).unwrap();
+        let sequences = sequences(space, 18);
+        let (host, device) = (Batch::from_sequences(space, &sequences).unwrap(), upload(gpu, space, &sequences));
+        let (weights, adam) = (vec![1.0f32; 18], AdamOptions { learning_rate: 0.01, clip: 5.0, ..Default::default() });
+        for _ in 0..3 {
+            let given = Coefficients::<Cpu> {
+                weighting: Weighting::Given,
+                weights: &weights,
+                log_q: None,
+                scale: 0.0,
+                dropout: None,
+            };
+            on_cpu.gradient(&host, &given, &mut [0.0; 18]).unwrap();
+            on_cpu.update(&adam).unwrap();
+            gradient(gpu, &mut on_gpu, &device, &weights, None);
+            on_gpu.update(&adam).unwrap();
+        }
+        for ((name, _, got), (_, _, want)) in on_gpu.to_cpu().unwrap().tensors().iter().zip(on_cpu.tensors()) {
+            // Adam divides by the gradient's own size, so that a tiny one moves a parameter by its rounding error.
+            for (a, b) in got.iter().zip(&want) {
+                assert!((a - b).abs() <= 2e-3, "{name}: {a} and {b}");
+            }
+        }
+        let mut copy = on_gpu.try_clone().unwrap();
+        assert_eq!(score(gpu, &mut copy, &device), score(gpu, &mut on_gpu, &device));
+    }
+
+    pub fn bad_rows_are_named<L: Launcher>(gpu: &Gpu<L>) {
+        let space = Space::new(2, 4).unwrap();
+        let mut lstm = lstm(space, 1, 8).to_gpu(gpu).unwrap();
+        for (token, length) in [(99, 3), (0, 0), (0, 5)] {
+            let mut batch = Batch::from_sequences(space, &sequences(space, 20)).unwrap();
+            batch.tokens[4 * 18] = token;
+            batch.lengths[18] = length;
+            let batch = batch.upload(gpu).unwrap();
+            let mut out = gpu.zeros(20, "log-probs").unwrap();
+            lstm.score(&batch, Gpu::<L>::view_mut(&mut out, 20)).unwrap();
+            let mut host = vec![0.0; 20];
+            let error = gpu.download(&out, &mut host).unwrap_err();
+            assert!(error.to_string().contains("row 18"), "{error}");
+            assert!(host[18].is_nan() && host[17].is_finite() && host[19].is_finite());
+        }
+        assert!(gpu.check().is_ok(), "the fault was reported once");
+    }
+}
