@@ -25,8 +25,9 @@ struct LstmBackward {
   float* sums;                 // [blocks, 2 layers + 1, rows of a block, U]: dh per layer, dc per layer, dh below
   float scale;                 // of the baseline
   uint32_t unused;
+  Dropout dropout;             // as in lstm_forward
 };
-static_assert(sizeof(LstmBackward) == 128, "src/models/lstm/gpu/backward.rs has the same layout");
+static_assert(sizeof(LstmBackward) == 160, "src/models/lstm/gpu/backward.rs has the same layout");
 
 template <int TILES> struct Backward {
   static constexpr int kRows = 16 * TILES;
@@ -34,6 +35,7 @@ template <int TILES> struct Backward {
   const Lane at;
   const uint32_t warp, warps, gate_stride, residual_stride;
   float* coefficient;       // [kRows]
+  uint32_t* row;            // [kRows]
   uint32_t* tile_longest;   // [TILES, padded to 4]: steps that the forward pass kept
   __nv_bfloat16* gates;     // [2 parts][kRows][4U + 8]
   __nv_bfloat16* residual;  // [2 parts][kRows][O + 8]
@@ -42,7 +44,8 @@ template <int TILES> struct Backward {
       : a(a), warp(threadIdx.x / 32), warps(blockDim.x / 32), gate_stride(a.size.gates() + 8),
         residual_stride(a.size.outputs + 8) {
     coefficient = reinterpret_cast<float*>(shared);
-    tile_longest = reinterpret_cast<uint32_t*>(coefficient + kRows);
+    row = reinterpret_cast<uint32_t*>(coefficient + kRows);
+    tile_longest = row + kRows;
     gates = reinterpret_cast<__nv_bfloat16*>(tile_longest + 4);
     residual = gates + 2 * kRows * gate_stride;
   }
@@ -62,13 +65,10 @@ template <int TILES> struct Backward {
 
   __device__ __forceinline__ void begin() {
     for (uint32_t local = threadIdx.x; local < kRows; local += blockDim.x) {
-      float value = 0;
-      if (used(local)) {
-        const uint32_t row = a.order[a.first_slot + slot(local)];
-        value = a.weights[row];
-        // The baseline: a = w - scale * pi / q, which needs the whole sequence's log pi.
-        if (a.baseline) value -= a.scale * float(exp(a.log_probs[row] - a.log_q[row]));
-      }
+      row[local] = used(local) ? a.order[a.first_slot + slot(local)] : 0;
+      float value = used(local) ? a.weights[row[local]] : 0.0f;
+      // The baseline: a = w - scale * pi / q, which needs the whole sequence's log pi.
+      if (a.baseline && used(local)) value -= a.scale * float(exp(a.log_probs[row[local]] - a.log_q[row[local]]));
       coefficient[local] = value;
     }
     if (threadIdx.x < TILES)
@@ -131,8 +131,15 @@ template <int TILES> struct Backward {
       for (int tile = 0; tile < TILES; tile++) {
         float4 hidden = *own(hidden_of(layer), group, tile), more = make_float4(0, 0, 0, 0);
         if (!top) more = *own(below(), group, tile);
-        const float dh[4] = {hidden.x + from_above[tile][0] + more.x, hidden.y + from_above[tile][1] + more.y,
-                             hidden.z + from_above[tile][2] + more.z, hidden.w + from_above[tile][3] + more.w};
+        float2 low = make_float2(1, 1), high = low;  // of rows g and g + 8
+        if (a.dropout.limit) {
+          low = a.dropout.mask(a.size, row[tile * 16 + at.g], t, layer, group, at.q);
+          high = a.dropout.mask(a.size, row[tile * 16 + 8 + at.g], t, layer, group, at.q);
+        }
+        const float dh[4] = {hidden.x + (from_above[tile][0] + more.x) * low.x,
+                             hidden.y + (from_above[tile][1] + more.y) * low.y,
+                             hidden.z + (from_above[tile][2] + more.z) * high.x,
+                             hidden.w + (from_above[tile][3] + more.w) * high.y};
         differentiate_tile(layer, t, group, tile, dh);
       }
     }

@@ -9,7 +9,6 @@
 // Work per step and block: 2 * 16 * TILES * (weights) operations, three times that when SPLIT; bytes from the
 // second-level cache: 2 (SPLIT: 4) per weight. See kernels/README.md for what that predicts.
 #include "common/lstm.cuh"
-#include "common/philox.cuh"
 #include "common/split.cuh"
 #include "common/status.cuh"
 
@@ -45,9 +44,11 @@ struct LstmForward {
   float* residual;        // [longest, capacity, O]: onehot - softmax
   uint32_t* inputs;       // [longest, capacity]
   uint32_t* tile_steps;   // [capacity / 16]: steps of the longest of 16 slots
+  float* dropped;         // [layers, longest, capacity, U]: states behind dropout, where there is any
+  Dropout dropout;        // training
   unsigned long long* status;
 };
-static_assert(sizeof(LstmForward) == 232, "src/models/lstm/gpu/forward.rs has the same layout");
+static_assert(sizeof(LstmForward) == 272, "src/models/lstm/gpu/forward.rs has the same layout");
 
 template <int TILES, bool SPLIT> struct Forward {
   static constexpr int kRows = 16 * TILES, kParts = SPLIT ? 2 : 1;
@@ -55,7 +56,7 @@ template <int TILES, bool SPLIT> struct Forward {
   const Lane at;
   const uint32_t warp, warps, stride, plane_len, logit_stride;
   double *log_q, *log_model;  // [kRows]
-  __half* planes;             // [layers + 1][parts][kRows][U + 8]
+  __half* planes;             // [layers + 1, and 2 more for dropout][parts][kRows][U + 8]
   float* logits;              // [kRows][O + 1]
   uint32_t *row, *token, *length, *state, *alive;  // [kRows]
   float* cells;               // [layers][groups][TILES][32 lanes][4]
@@ -66,7 +67,7 @@ template <int TILES, bool SPLIT> struct Forward {
     log_q = reinterpret_cast<double*>(shared);
     log_model = log_q + kRows;
     planes = reinterpret_cast<__half*>(log_model + kRows);
-    row = reinterpret_cast<uint32_t*>(planes + (a.size.layers + 1) * kParts * plane_len);
+    row = reinterpret_cast<uint32_t*>(planes + buffers() * kParts * plane_len);
     token = row + kRows;
     length = token + kRows;
     state = length + kRows;
@@ -77,6 +78,7 @@ template <int TILES, bool SPLIT> struct Forward {
     cells = a.cell_in_shared ? logits + kRows * logit_stride : a.cell_scratch + blockIdx.x * cell_len;
   }
 
+  __device__ __forceinline__ uint32_t buffers() const { return a.size.layers + (a.dropout.limit ? 3 : 1); }
   __device__ __forceinline__ __half* plane(uint32_t buffer) { return planes + buffer * kParts * plane_len; }
   // A slot of the kept buffers, and whether a row has it: all rows have, or those with a coefficient.
   __device__ __forceinline__ uint32_t slot(uint32_t local) const { return blockIdx.x * kRows + local; }
@@ -85,7 +87,7 @@ template <int TILES, bool SPLIT> struct Forward {
   }
 
   __device__ __forceinline__ void begin() {
-    for (uint32_t i = threadIdx.x; i < (a.size.layers + 1) * kParts * plane_len / 2; i += blockDim.x)
+    for (uint32_t i = threadIdx.x; i < buffers() * kParts * plane_len / 2; i += blockDim.x)
       reinterpret_cast<uint32_t*>(planes)[i] = 0;
     // Each thread zeroes the cells that it alone will use.
     for (uint32_t group = warp; group < a.size.groups(); group += warps)
@@ -212,8 +214,25 @@ template <int TILES, bool SPLIT> struct Forward {
       to[0] = pair.hi;
       if (SPLIT) to[plane_len / 2] = pair.lo;
       if (a.mode == kTrain) keep(acc, c, h, layer, t, local, unit, half);
+      if (a.dropout.limit) drop(h[2 * half], h[2 * half + 1], layer, group, t, local);
     }
   }
+
+  // What the layer above sees of two units of one row: behind dropout, in a plane of its own.
+  __device__ __forceinline__ void drop(float one, float two, uint32_t layer, uint32_t group, uint32_t t, uint32_t local) {
+    const float2 mask = a.dropout.mask(a.size, row[local], t, layer, group, at.q);
+    const uint32_t unit = group * 8 + at.q * 2;
+    one *= mask.x;
+    two *= mask.y;
+    const Pair pair = split_pair<Halves>(one, two);
+    uint32_t* to = reinterpret_cast<uint32_t*>(dropped_plane(layer) + local * stride + unit);
+    to[0] = pair.hi;
+    if (SPLIT) to[plane_len / 2] = pair.lo;
+    const uint64_t step = uint64_t(layer) * a.longest + t;
+    *reinterpret_cast<float2*>(a.dropped + (step * a.capacity + slot(local)) * a.size.units + unit) = make_float2(one, two);
+  }
+  // A layer reads the plane below while it writes its own: two take turns.
+  __device__ __forceinline__ __half* dropped_plane(uint32_t layer) { return plane(a.size.layers + 1 + layer % 2); }
 
   __device__ __forceinline__ void keep(const float (&gates)[4][4], const float (&c)[4], const float (&h)[4],
                                        uint32_t layer, uint32_t t, uint32_t local, uint32_t unit, int half) {
@@ -408,7 +427,7 @@ template <int TILES, bool SPLIT> struct Forward {
         const uint32_t before = (spare + 1) % (a.size.layers + 1);
         advance(layer, t, below, plane(before), plane(spare));
         __syncthreads();
-        below = plane(spare);
+        below = a.dropout.limit ? dropped_plane(layer) : plane(spare);
         spare = before;
       }
       head(below);

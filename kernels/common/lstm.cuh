@@ -16,7 +16,7 @@
 //   backward head   [U/8 groups][O/16 steps][32 lanes] x 16 bytes (high and low), bf16, transposed
 // A group is 8 units with all four gates, so that one thread's accumulators hold everything a cell update needs.
 #pragma once
-#include "common/device.cuh"
+#include "common/philox.cuh"
 
 struct LstmSize {
   uint32_t layers, units, vocab, outputs;
@@ -67,3 +67,20 @@ template <typename Part> DEV_FN void load_rows(uint32_t (&a)[4], const Part* pla
   const uint32_t lane = threadIdx.x % 32;
   dev::ldmatrix_x4(a, plane + (lane % 16) * stride + lane / 16 * 8);
 }
+
+// Where dropout masks are drawn from: each unit behind a layer is dropped when 16 random bits are below `limit`, else
+// scaled by `scale` = 1 / (1 - rate) (Srivastava et al. 2014). A limit of 0 is no dropout.
+struct Dropout {
+  uint64_t seed, first;
+  uint32_t purpose, limit;
+  float scale;
+  uint32_t unused;
+
+  // The factors of units 8 group + 2q and 8 group + 2q + 1 of a layer: one Philox call serves 8 units.
+  __device__ __forceinline__ float2 mask(const LstmSize& size, uint32_t row, uint32_t t, uint32_t layer, uint32_t group,
+                                         uint32_t q) const {
+    const uint4 words = philox(seed, first + row, t, purpose | (layer * size.units + group * 8) << 8);
+    const uint32_t word = q == 0 ? words.x : q == 1 ? words.y : q == 2 ? words.z : words.w;
+    return make_float2((word & 0xFFFF) < limit ? 0.0f : scale, word >> 16 < limit ? 0.0f : scale);
+  }
+};

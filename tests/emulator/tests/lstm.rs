@@ -37,6 +37,7 @@ on_every_backend!(
     guided_samples_are_those_of_the_cpu,
     plain_samples_have_the_log_q_they_were_drawn_with,
     training_follows_the_cpu,
+    dropout_drops_what_the_cpu_drops,
     bad_rows_are_named,
 );
 
@@ -60,7 +61,7 @@ fn sequences(space: Space, count: usize) -> Vec<Vec<Token>> {
     let sequence = |row: usize| {
         let length = 1 + row * 7 % longest;
         let mut sequence: Vec<Token> = (0..length).map(|t| ((row * 31 + t * t + t / 2) as u32) % symbols).collect();
-        if length < longest || row % 2 == 0 {
+        if length < longest || row.is_multiple_of(2) {
             sequence[length - 1] = space.eos;
         }
         sequence
@@ -274,6 +275,34 @@ mod cases {
         }
         let mut copy = on_gpu.try_clone().unwrap();
         assert_eq!(score(gpu, &mut copy, &device), score(gpu, &mut on_gpu, &device));
+    }
+
+    pub fn dropout_drops_what_the_cpu_drops<L: Launcher>(gpu: &Gpu<L>) {
+        let space = Space::new(2, 4).unwrap();
+        let mut on_cpu = Lstm::new(space, LstmShape { layers: 3, hidden: 20, dropout: 0.4 }, 7).unwrap();
+        let mut on_gpu = on_cpu.to_gpu(gpu).unwrap();
+        let sequences = sequences(space, 19);
+        let (host, device) = (Batch::from_sequences(space, &sequences).unwrap(), upload(gpu, space, &sequences));
+        let (weights, dropout) = (vec![0.5f32; 19], Some(Draw::new(9, Purpose::Dropout).skip(40)));
+        let given =
+            Coefficients::<Cpu> { weighting: Weighting::Given, weights: &weights, log_q: None, scale: 0.0, dropout };
+        let mut want = vec![0.0; 19];
+        on_cpu.gradient(&host, &given, &mut want).unwrap();
+        let weights = values(gpu, &weights);
+        let mut out = gpu.zeros(19, "log-probs").unwrap();
+        let given = Coefficients {
+            weighting: Weighting::Given,
+            weights: Gpu::<L>::view(&weights, 19),
+            log_q: None,
+            scale: 0.0,
+            dropout,
+        };
+        on_gpu.gradient(&device, &given, Gpu::<L>::view_mut(&mut out, 19)).unwrap();
+        assert_close("log-probs", &read(gpu, &out), &want, 5e-6);
+        for ((name, got), (_, _, want)) in on_gpu.gradients().unwrap().iter().zip(on_cpu.gradients()) {
+            let want: Vec<f64> = want.into_iter().map(f64::from).collect();
+            assert_block_close(name, got, &want, 2e-4);
+        }
     }
 
     pub fn bad_rows_are_named<L: Launcher>(gpu: &Gpu<L>) {

@@ -3,8 +3,8 @@
 
 use super::GpuLstm;
 use super::forward::{self, TRAIN};
-use super::layout::{Size, TILE};
-use super::weights::{Jobs, RUNS};
+use super::layout::{Dropout, Size, TILE};
+use super::weights::{Jobs, Kept, RUNS};
 use crate::backend::Memory;
 use crate::backend::gpu::{Argument, Gpu, GpuBuffer, GpuViewMut, Grid, Kernel, Launcher, arguments};
 use crate::error::{Error, Result};
@@ -20,7 +20,7 @@ const SLOTS: usize = 4 * TILE;
 /// Slots of one launch for `rows` rows: a function of shape and rows alone, as the order of sums follows from it.
 fn slots(size: Size, space: Space, rows: usize) -> usize {
     let (longest, units) = (space.longest as usize, size.units());
-    let states = size.layers() * (2 * (longest + 1) * units + longest * size.gates());
+    let states = size.layers() * (3 * (longest + 1) * units + longest * size.gates());
     let per_slot = 4 * (states + longest * (size.outputs() + 1) + (2 * size.layers() + 1) * units);
     rows.next_multiple_of(SLOTS).min((KEPT_BYTES / per_slot / SLOTS * SLOTS).max(SLOTS))
 }
@@ -35,6 +35,8 @@ pub(super) struct Training<L: Launcher> {
     cell: GpuBuffer<L, f32>,
     gates: GpuBuffer<L, f32>,
     residual: GpuBuffer<L, f32>,
+    /// States behind dropout; empty for a shape without.
+    dropped: GpuBuffer<L, f32>,
     inputs: GpuBuffer<L, u32>,
     tile_steps: GpuBuffer<L, u32>,
     order: GpuBuffer<L, u32>,
@@ -43,17 +45,22 @@ pub(super) struct Training<L: Launcher> {
     thread_sums: GpuBuffer<L, f32>,
     run_sums: GpuBuffer<L, f32>,
     jobs: Jobs<L>,
+    /// The same where layers read dropped states.
+    dropped_jobs: Jobs<L>,
 }
 
 impl<L: Launcher> Training<L> {
-    fn new(gpu: &Gpu<L>, size: Size, space: Space, rows: usize) -> Result<Self> {
+    fn new(gpu: &Gpu<L>, size: Size, space: Space, dropout: bool, rows: usize) -> Result<Self> {
         let capacity = slots(size, space, rows);
         let (longest, layers) = (space.longest as usize, size.layers());
         let states = layers * (longest + 1) * capacity * size.units();
         let hidden = gpu.zeros(states, "hidden states")?;
         let gates = gpu.zeros(layers * longest * capacity * size.gates(), "gates")?;
         let residual = gpu.zeros(longest * capacity * size.outputs(), "residuals")?;
-        let jobs = Jobs::new(gpu, size, longest, capacity, &hidden, &gates, &residual)?;
+        let dropped_len = if dropout { layers * longest * capacity * size.units() } else { 0 };
+        let dropped = gpu.zeros(dropped_len, "dropped states")?;
+        let kept = Kept { longest, capacity, hidden: &hidden, gates: &gates, residual: &residual };
+        let (jobs, dropped_jobs) = (Jobs::new(gpu, size, &kept, None)?, Jobs::new(gpu, size, &kept, Some(&dropped))?);
         Ok(Training {
             capacity,
             rows,
@@ -61,6 +68,7 @@ impl<L: Launcher> Training<L> {
             cell: gpu.zeros(states, "cells")?,
             gates,
             residual,
+            dropped,
             inputs: gpu.zeros(longest * capacity, "inputs")?,
             tile_steps: gpu.zeros(capacity / TILE, "steps of a tile")?,
             order: gpu.zeros(rows, "rows with a gradient")?,
@@ -68,6 +76,7 @@ impl<L: Launcher> Training<L> {
             thread_sums: gpu.zeros(capacity * (2 * layers + 1) * size.units(), "state gradients")?,
             run_sums: gpu.zeros(RUNS * size.parameters(), "partial gradients")?,
             jobs,
+            dropped_jobs,
         })
     }
 }
@@ -94,12 +103,13 @@ struct Backward {
     sums: u64,
     scale: f32,
     unused: u32,
+    dropout: Dropout,
 }
 
-/// Shared memory of a block of the backward kernel: a coefficient, gate gradients and residuals of each row in two
+/// Shared memory of a block of the backward kernel: a coefficient and a row, gate gradients and residuals of each row in two
 /// parts, and the tiles' steps.
 fn shared_bytes(size: Size, tiles: usize) -> usize {
-    16 + tiles * TILE * 4 * (1 + size.gates() + 8 + size.outputs() + 8)
+    16 + tiles * TILE * 4 * (2 + size.gates() + 8 + size.outputs() + 8)
 }
 
 impl<L: Launcher> GpuLstm<L> {
@@ -112,7 +122,8 @@ impl<L: Launcher> GpuLstm<L> {
     ) -> Result<()> {
         if self.training.as_ref().is_none_or(|training| training.rows < batch.rows) {
             self.training = None; // gives its memory back first
-            self.training = Some(Training::new(&self.gpu, self.size, self.space, batch.rows)?);
+            self.training =
+                Some(Training::new(&self.gpu, self.size, self.space, self.shape.dropout > 0.0, batch.rows)?);
         }
         let all = coefficients.weighting == Weighting::Baseline;
         let training = self.training.as_ref().expect("just made");
@@ -136,11 +147,12 @@ impl<L: Launcher> GpuLstm<L> {
                 ],
             )?;
         }
+        let dropout = Dropout::new(coefficients.dropout, self.shape.dropout);
         for first_slot in (0..batch.rows).step_by(capacity) {
             let slots = (batch.rows - first_slot).next_multiple_of(SLOTS).min(capacity);
-            self.keep_forward(batch, first_slot, slots, &log_probs)?;
-            self.send_back(coefficients, first_slot, slots, &log_probs)?;
-            self.sum_runs(first_slot)?;
+            self.keep_forward(batch, dropout, first_slot, slots, &log_probs)?;
+            self.send_back(coefficients, dropout, first_slot, slots, &log_probs)?;
+            self.sum_runs(dropout, first_slot)?;
         }
         self.fold()
     }
@@ -148,6 +160,7 @@ impl<L: Launcher> GpuLstm<L> {
     fn keep_forward(
         &mut self,
         batch: &Batch<Gpu<L>>,
+        dropout: Dropout,
         first_slot: usize,
         slots: usize,
         log_probs: &GpuViewMut<'_, f64>,
@@ -167,6 +180,8 @@ impl<L: Launcher> GpuLstm<L> {
         argument.residual = training.residual.address();
         argument.inputs = training.inputs.address();
         argument.tile_steps = training.tile_steps.address();
+        argument.dropped = training.dropped.address();
+        argument.dropout = dropout;
         // SAFETY: the batch has `rows` rows, the kept buffers `capacity` slots, a multiple of a block's rows.
         unsafe { self.launch_forward(argument, slots, Precision::Split) }
     }
@@ -174,6 +189,7 @@ impl<L: Launcher> GpuLstm<L> {
     fn send_back(
         &mut self,
         coefficients: &Coefficients<'_, Gpu<L>>,
+        dropout: Dropout,
         first_slot: usize,
         slots: usize,
         log_probs: &GpuViewMut<'_, f64>,
@@ -206,6 +222,7 @@ impl<L: Launcher> GpuLstm<L> {
             sums: training.thread_sums.address(),
             scale: coefficients.scale,
             unused: 0,
+            dropout,
         };
         let kernel = if tiles == 2 { Kernel::LstmBackward2 } else { Kernel::LstmBackward1 };
         let grid = Grid::new(slots.div_ceil(tiles * TILE) as u32, forward::threads(size));
@@ -227,14 +244,14 @@ impl<L: Launcher> GpuLstm<L> {
     }
 
     /// Adds the launch's outer products to the sums of each run.
-    fn sum_runs(&mut self, first_slot: usize) -> Result<()> {
+    fn sum_runs(&mut self, dropout: Dropout, first_slot: usize) -> Result<()> {
         let training = self.training.as_ref().expect("made by backpropagate");
-        let (jobs, parameters) = (&training.jobs, self.size.parameters());
+        let jobs = if dropout.is_some() { &training.dropped_jobs } else { &training.jobs };
         jobs.launch(
             &self.gpu,
             first_slot,
             training.capacity,
-            parameters,
+            self.size.parameters(),
             [&training.count, &training.tile_steps, &training.inputs],
             &training.run_sums,
         )
@@ -247,7 +264,7 @@ mod tests {
 
     #[test]
     fn the_argument_has_the_kernels_size() {
-        assert_eq!(size_of::<Backward>(), 128);
+        assert_eq!(size_of::<Backward>(), 160);
     }
 
     #[test]

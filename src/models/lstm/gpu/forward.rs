@@ -1,6 +1,6 @@
 //! Launches of `kernels/lstm_forward.cu`: sampling, scoring, and scoring for a gradient.
 
-use super::layout::{Size, TILE};
+use super::layout::{Dropout, Size, TILE};
 use super::{GpuLstm, Precision};
 use crate::backend::gpu::{Argument, Grid, Kernel, Launcher, Limits};
 use crate::error::{Error, Result};
@@ -42,6 +42,8 @@ pub(super) struct Forward {
     pub residual: u64,
     pub inputs: u64,
     pub tile_steps: u64,
+    pub dropped: u64,
+    pub dropout: Dropout,
     pub status: u64,
 }
 
@@ -60,17 +62,17 @@ struct Plan {
 impl Plan {
     /// The largest blocks that fit and still keep half of the multiprocessors busy: a block of more rows reads the same
     /// weights.
-    fn new(size: Size, precision: Precision, rows: usize, limits: Limits) -> Result<Plan> {
-        let fits = |tiles: usize| shared_bytes(size, precision, tiles) <= limits.shared_bytes;
+    fn new(size: Size, precision: Precision, dropout: bool, rows: usize, limits: Limits) -> Result<Plan> {
+        let bytes = |tiles: usize| shared_bytes(size, precision, dropout, tiles);
+        let fits = |tiles: usize| bytes(tiles) <= limits.shared_bytes;
         if !fits(1) {
             let expected = format!("what fits into {} bytes of shared memory", limits.shared_bytes);
-            let got =
-                format!("{} bytes (hidden {}, vocab {})", shared_bytes(size, precision, 1), size.units, size.vocab);
+            let got = format!("{} bytes (hidden {}, vocab {})", bytes(1), size.units, size.vocab);
             return Err(Error::argument("LSTM on the GPU", expected, got));
         }
         let busy = |tiles: usize| 2 * rows.div_ceil(tiles * TILE) >= limits.multiprocessors;
         let tiles = [4, 2].into_iter().find(|&tiles| fits(tiles) && busy(tiles)).unwrap_or(1);
-        let (state, cells) = (shared_bytes(size, precision, tiles), 4 * size.layers() * tiles * TILE * size.units());
+        let (state, cells) = (bytes(tiles), 4 * size.layers() * tiles * TILE * size.units());
         let cell_in_shared = state + cells <= limits.shared_bytes;
         Ok(Plan { tiles, shared_bytes: state + if cell_in_shared { cells } else { 0 }, cell_in_shared })
     }
@@ -88,9 +90,9 @@ impl Plan {
 }
 
 /// Shared memory of a block without its cells: two log-probs, five words and a row of logits per row, and the states.
-fn shared_bytes(size: Size, precision: Precision, tiles: usize) -> usize {
+fn shared_bytes(size: Size, precision: Precision, dropout: bool, tiles: usize) -> usize {
     let parts = if precision == Precision::Split { 2 } else { 1 };
-    let states = 2 * (size.layers() + 1) * parts * (size.units() + 8);
+    let states = 2 * (size.layers() + if dropout { 3 } else { 1 }) * parts * (size.units() + 8);
     tiles * TILE * (16 + 20 + 4 * (size.outputs() + 1) + states)
 }
 
@@ -129,7 +131,7 @@ impl<L: Launcher> GpuLstm<L> {
         rows: usize,
         precision: Precision,
     ) -> Result<()> {
-        let plan = Plan::new(self.size, precision, rows, self.gpu.launcher().limits())?;
+        let plan = Plan::new(self.size, precision, argument.dropout.is_some(), rows, self.gpu.launcher().limits())?;
         let block_rows = plan.tiles * TILE;
         let blocks = rows.div_ceil(block_rows);
         if !plan.cell_in_shared {
@@ -150,7 +152,7 @@ mod tests {
 
     fn plan(units: u32, rows: usize) -> Result<Plan> {
         let size = Size { layers: 2, units, vocab: 30, outputs: 32 };
-        Plan::new(size, Precision::Split, rows, Limits::new(227 << 10, 132, 90))
+        Plan::new(size, Precision::Split, false, rows, Limits::new(227 << 10, 132, 90))
     }
 
     #[test]
@@ -165,6 +167,6 @@ mod tests {
 
     #[test]
     fn the_argument_has_the_kernels_size() {
-        assert_eq!(size_of::<Forward>(), 232);
+        assert_eq!(size_of::<Forward>(), 272);
     }
 }

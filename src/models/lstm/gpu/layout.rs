@@ -1,6 +1,7 @@
 //! Sizes and parameter layout on the device; `kernels/common/lstm.cuh` has the same.
 
 use crate::models::LstmShape;
+use crate::rng::Draw;
 use crate::tokens::Space;
 
 /// Rows of one mma tile; slots and units come in multiples of it.
@@ -14,6 +15,40 @@ pub(super) struct Size {
     pub units: u32,
     pub vocab: u32,
     pub outputs: u32,
+}
+
+/// Where a kernel draws dropout masks from; a limit of 0 is no dropout.
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub(super) struct Dropout {
+    seed: u64,
+    first: u64,
+    purpose: u32,
+    limit: u32,
+    scale: f32,
+    unused: u32,
+}
+
+impl Dropout {
+    /// The masks that the CPU backend draws.
+    pub fn new(draw: Option<Draw>, rate: f32) -> Self {
+        match draw {
+            Some(Draw { seed, first, purpose }) if rate > 0.0 => Dropout {
+                seed,
+                first,
+                purpose: purpose as u32,
+                limit: (rate * 65_536.0) as u32,
+                scale: 1.0 / (1.0 - rate),
+                unused: 0,
+            },
+            _ => bytemuck::Zeroable::zeroed(),
+        }
+    }
+
+    /// Whether anything is dropped.
+    pub fn is_some(&self) -> bool {
+        self.limit > 0
+    }
 }
 
 impl Size {

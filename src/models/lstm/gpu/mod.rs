@@ -257,9 +257,6 @@ impl<L: Launcher> Policy<Gpu<L>> for GpuLstm<L> {
             (Weighting::Baseline, Some(log_q)) => expect_len("log q", batch.rows, log_q.len())?,
             (Weighting::Given, _) => {}
         }
-        if coefficients.dropout.is_some() && self.shape.dropout > 0.0 {
-            return Err(Error::argument("dropout on the GPU", "0", self.shape.dropout));
-        }
         if batch.rows == 0 {
             self.gradient = self.gpu.zeros(self.size.parameters(), "LSTM gradient")?;
             return Ok(());

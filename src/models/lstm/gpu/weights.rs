@@ -51,21 +51,25 @@ pub(super) struct Jobs<L: Launcher> {
     blocks: u32,
 }
 
+/// The kept buffers that jobs read, as `kernels/lstm_forward.cu` lays them out.
+pub(super) struct Kept<'a, L: Launcher> {
+    pub longest: usize,
+    pub capacity: usize,
+    pub hidden: &'a GpuBuffer<L, f32>,
+    pub gates: &'a GpuBuffer<L, f32>,
+    pub residual: &'a GpuBuffer<L, f32>,
+}
+
 impl<L: Launcher> Jobs<L> {
-    /// The jobs over kept buffers of `capacity` slots.
-    pub fn new(
-        gpu: &Gpu<L>,
-        size: Size,
-        longest: usize,
-        capacity: usize,
-        hidden: &GpuBuffer<L, f32>,
-        gates: &GpuBuffer<L, f32>,
-        residual: &GpuBuffer<L, f32>,
-    ) -> Result<Self> {
-        let (units, columns) = (size.units as usize, size.gates());
-        // State of `layer` before step t + `shift`.
-        let state = |layer: usize, shift: usize| {
-            hidden.address() + 4 * ((layer * (longest + 1) + shift) * capacity * units) as u64
+    /// The jobs over kept buffers; where `dropped` is given, what a layer hands upwards is read from there.
+    pub fn new(gpu: &Gpu<L>, size: Size, kept: &Kept<'_, L>, dropped: Option<&GpuBuffer<L, f32>>) -> Result<Self> {
+        let (units, columns) = (size.units(), size.gates());
+        let &Kept { longest, capacity, hidden, gates, residual } = kept;
+        // The state of `layer` before step 0, and what it hands upwards at step 0.
+        let state = |layer: usize| hidden.address() + 4 * (layer * (longest + 1) * capacity * units) as u64;
+        let output = |layer: usize| match dropped {
+            Some(dropped) => dropped.address() + 4 * (layer * longest * capacity * units) as u64,
+            None => state(layer) + 4 * (capacity * units) as u64,
         };
         let gate = |layer: usize| gates.address() + 4 * (layer * longest * capacity * columns) as u64;
         let mut jobs: Vec<Job> = Vec::new();
@@ -80,11 +84,11 @@ impl<L: Launcher> Jobs<L> {
                 add(ONE_HOT, 0, gate(0), 0, size.vocab as usize, columns);
             } else {
                 add(ONES, 0, gate(layer), size.start(layer), 1, columns);
-                add(STATE, state(layer - 1, 1), gate(layer), size.matrix(2 * layer - 1), units, columns);
+                add(STATE, output(layer - 1), gate(layer), size.matrix(2 * layer - 1), units, columns);
             }
-            add(STATE, state(layer, 0), gate(layer), size.matrix(2 * layer), units, columns);
+            add(STATE, state(layer), gate(layer), size.matrix(2 * layer), units, columns);
         }
-        let top = state(size.layers() - 1, 1);
+        let top = output(size.layers() - 1);
         add(STATE, top, residual.address(), size.head(), units, size.outputs());
         add(ONES, 0, residual.address(), size.head_bias(), 1, size.outputs());
         let words: &[u64] = bytemuck::cast_slice(&jobs);
