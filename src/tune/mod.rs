@@ -109,6 +109,9 @@ pub struct TuneOptions {
     pub batch: usize,
     /// Updates per batch of draws, each on sequences of the cache; on-policy methods make 1.
     pub updates: usize,
+    /// The most updates that a kept draw takes part in, on average: where a proposal yields few draws of positive weight,
+    /// fewer updates are made rather than those few learnt by heart.
+    pub uses: usize,
     /// Draws kept with their weights, one batch at least; the oldest leave first.
     pub cache: usize,
     /// The optimiser at the start; the gradient is per token.
@@ -133,6 +136,7 @@ impl Default for TuneOptions {
             samples: 20_000,
             batch: 500,
             updates: 4,
+            uses: 20,
             cache: 65_536,
             adam: AdamOptions { clip: 1.0, ..AdamOptions::default() },
             decay: true,
@@ -152,6 +156,7 @@ impl TuneOptions {
             ("training samples", self.samples),
             ("batch", self.batch),
             ("updates per batch", self.updates),
+            ("uses of a draw", self.uses),
             ("cached draws", self.cache),
             ("evaluations", self.evaluations),
             ("evaluation rows", self.evaluation_rows),

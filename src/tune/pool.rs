@@ -22,6 +22,8 @@ pub(super) struct Pool<B: Backend> {
     order: Vec<u32>,
     cursor: usize,
     picks: u64,
+    /// Sequences ever kept.
+    kept: u64,
     /// The slots that [`Pool::choose`] chose last.
     pub chosen: Vec<u32>,
 }
@@ -40,6 +42,7 @@ impl<B: Backend> Pool<B> {
             order: Vec::with_capacity(capacity),
             cursor: 0,
             picks: 0,
+            kept: 0,
             chosen: Vec::with_capacity(capacity),
         };
         if let Some(batch) = pinned {
@@ -67,6 +70,7 @@ impl<B: Backend> Pool<B> {
     /// Keeps the rows `rows` of `from`, whose log-weights and log q are `[from.rows]`; the oldest leave where there is
     /// no room.
     pub fn keep(&mut self, backend: &B, from: &Batch<B>, rows: &[u32], log_w: &[f64], log_q: &[f64]) -> Result<()> {
+        self.kept += rows.len() as u64;
         let mut rest = rows;
         while !rest.is_empty() {
             if self.next == self.batch.capacity() {
@@ -109,6 +113,11 @@ impl<B: Backend> Pool<B> {
         let mut mean = LogMean::new();
         mean.push(&self.log_w)?;
         Ok(mean.value())
+    }
+
+    /// How often a sequence will have been chosen, on average, after a choice of `count` more.
+    pub fn uses_after(&self, count: usize) -> f64 {
+        (self.picks + count.min(self.rows()) as u64) as f64 / self.kept as f64
     }
 
     /// Chooses up to `count` slots without repetition; every slot comes up once before any comes up twice (a sequence
@@ -217,6 +226,16 @@ mod tests {
         }
         passes.dedup();
         assert!(passes.len() > 1, "each pass has its own order");
+    }
+
+    #[test]
+    fn uses_are_counted_per_sequence_kept() {
+        let mut pool = Pool::new(&Cpu, space(), 2, None).unwrap();
+        keep(&mut pool, &[0, 1, 2]);
+        pool.choose(5, Draw::new(1, Purpose::Shuffle));
+        assert_eq!(pool.uses_after(2), 4.0 / 3.0);
+        keep(&mut pool, &[3]);
+        assert_eq!(pool.uses_after(9), 1.0);
     }
 
     #[test]

@@ -159,6 +159,9 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
             adam: AdamOptions { learning_rate: options.adam.learning_rate * rate, ..options.adam },
         };
         for _ in 0..if options.method.is_on_policy() { 1 } else { options.updates } {
+            if self.pool.uses_after(options.batch) > options.uses as f64 {
+                break;
+            }
             self.pool.choose(options.batch, Draw::new(options.seed, Purpose::Shuffle));
             self.step.run(self.backend, &self.pool, self.policy, &update)?;
             self.updates += 1;
