@@ -10,10 +10,16 @@ use std::sync::{Arc, Mutex};
 use super::{Element, Memory};
 use crate::error::{Error, Result};
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod launcher;
 mod memory;
 mod status;
 
+#[cfg(feature = "cuda")]
+pub(super) use cuda::count as cuda_count;
+#[cfg(feature = "cuda")]
+pub use cuda::{Cuda, CudaLauncher};
 pub(crate) use launcher::arguments;
 pub use launcher::{Argument, Grid, Kernel, Launcher, Limits};
 pub use memory::{GpuBuffer, GpuView, GpuViewMut};

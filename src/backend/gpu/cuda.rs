@@ -1,0 +1,245 @@
+//! The CUDA driver as a [`Launcher`]: one stream, on which everything happens in the order of the calls.
+
+use std::ffi::CStr;
+use std::fmt::Display;
+use std::sync::Arc;
+
+use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute, CUpointer_attribute, CUresult};
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError, result};
+use cudarc::nvrtc::Ptx;
+
+use super::{Argument, Gpu, Grid, Kernel, Launcher, Limits};
+use crate::error::{Error, Result};
+
+include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+
+/// An NVIDIA GPU as a [`Backend`](crate::backend::Backend).
+pub type Cuda = Gpu<CudaLauncher>;
+
+impl Cuda {
+    /// The GPU of this ordinal, on a stream of its own.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] where driver, device or kernels are missing or too old, [`Error::Argument`] where the machine has
+    /// fewer GPUs.
+    pub fn open(ordinal: usize) -> Result<Self> {
+        let count = count()?;
+        if ordinal >= count {
+            return Err(Error::argument("device", format!("cuda:N with N below {count}"), format!("cuda:{ordinal}")));
+        }
+        let context = CudaContext::new(ordinal).map_err(failed(format!("cuda:{ordinal}")))?;
+        Self::on_stream(context.new_stream().map_err(failed(format!("cuda:{ordinal}")))?)
+    }
+
+    /// A caller's stream: kernels and copies run in order with the caller's own work on it.
+    ///
+    /// # Errors
+    /// As [`Cuda::open`].
+    pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
+        Gpu::new(CudaLauncher::new(stream)?)
+    }
+
+    /// The stream on which everything happens.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.launcher().loaded.stream
+    }
+}
+
+/// The number of GPUs: at least one, behind a driver that runs this build's kernels.
+pub(in crate::backend) fn count() -> Result<usize> {
+    check_driver()?;
+    result::init().map_err(failed("GPU"))?;
+    match result::device::get_count().map_err(failed("GPU"))? {
+        0 => Err(Error::gpu("GPU", "the driver knows none on this machine")),
+        count => Ok(count as usize),
+    }
+}
+
+/// `Ok` where there is a driver no older than the compiler of the kernels. To be asked before any other call: without
+/// the library, or a function in it, cudarc panics; all functions used here are older than the kernels' CUDA version.
+fn check_driver() -> Result<()> {
+    // SAFETY: loads and unloads the driver's library, which may be done at any time.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Error::gpu("GPU", "no NVIDIA driver on this machine: libcuda was not found"));
+    }
+    let mut version = 0;
+    // SAFETY: the driver writes one int; this function needs no initialisation.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(failed("GPU"))?;
+    let (major, minor) = (version / 1000, version % 1000 / 10);
+    // Within a major version, older drivers run newer machine code.
+    if major as u32 >= BUILT_WITH.0 {
+        return Ok(());
+    }
+    let (wanted, built) = (BUILT_WITH.0, format!("{}.{}", BUILT_WITH.0, BUILT_WITH.1));
+    Err(Error::gpu(
+        "GPU",
+        format!("a driver of CUDA {major}.{minor}, but the kernels, built with {built}, need {wanted}.0"),
+    ))
+}
+
+/// Runs the kernels by the CUDA driver. Clones share the stream and the kernels' code.
+#[derive(Clone)]
+pub struct CudaLauncher {
+    loaded: Arc<Loaded>,
+}
+
+struct Loaded {
+    stream: Arc<CudaStream>,
+    /// By the number of the [`Kernel`].
+    functions: Vec<CudaFunction>,
+    limits: Limits,
+}
+
+impl Drop for Loaded {
+    /// Waits, as no kernel may lose its code while it runs.
+    fn drop(&mut self) {
+        self.stream.context().record_err(self.stream.synchronize());
+    }
+}
+
+impl std::fmt::Debug for CudaLauncher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CudaLauncher(cuda:{})", self.context().ordinal())
+    }
+}
+
+impl CudaLauncher {
+    /// Loads all kernels into the stream's context.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] where the driver is too old, or has no code for this device, or a kernel is missing.
+    pub fn new(stream: Arc<CudaStream>) -> Result<Self> {
+        check_driver()?;
+        let context = stream.context();
+        let limits = limits(context).map_err(failed("GPU"))?;
+        let load = |image: &&[u8]| context.load_module(Ptx::from_binary(image.to_vec()));
+        let modules: std::result::Result<Vec<_>, _> = FATBINS.iter().map(load).collect();
+        let modules = modules.map_err(failed(format!("kernels for compute capability {}", limits.capability)))?;
+        let functions = Kernel::ALL.iter().map(|&kernel| function(kernel, &modules, limits.shared_bytes));
+        let functions = functions.collect::<Result<_>>()?;
+        Ok(CudaLauncher { loaded: Arc::new(Loaded { stream, functions, limits }) })
+    }
+
+    fn context(&self) -> &Arc<CudaContext> {
+        self.loaded.stream.context()
+    }
+
+    /// The stream, its context made the calling thread's.
+    fn stream(&self) -> std::result::Result<sys::CUstream, DriverError> {
+        self.context().bind_to_thread()?;
+        Ok(self.loaded.stream.cu_stream())
+    }
+}
+
+fn limits(context: &CudaContext) -> std::result::Result<Limits, DriverError> {
+    let shared = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+    let multiprocessors = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+    let (major, minor) = context.compute_capability()?;
+    Ok(Limits::new(shared as usize, multiprocessors as usize, (10 * major + minor) as u32))
+}
+
+/// A kernel of these modules, allowed all the shared memory of a block that it does not declare itself.
+fn function(kernel: Kernel, modules: &[Arc<CudaModule>], shared_bytes: usize) -> Result<CudaFunction> {
+    let what = format!("kernel {}", kernel.symbol());
+    let Some(function) = modules.iter().find_map(|module| module.load_function(kernel.symbol()).ok()) else {
+        return Err(Error::gpu(what, "not among the kernels of this build"));
+    };
+    let allow = |declared| {
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        function.set_attribute(attribute, shared_bytes as i32 - declared)
+    };
+    function.shared_size_bytes().and_then(allow).map_err(failed(what))?;
+    Ok(function)
+}
+
+/// The driver's error as ours.
+fn failed(what: impl Display) -> impl Fn(DriverError) -> Error {
+    move |error| {
+        let text = error.error_string().map(CStr::to_string_lossy).unwrap_or_default();
+        Error::gpu(&what, format!("{:?} ({text})", error.0))
+    }
+}
+
+/// Whether a copy from this host memory may outlast the call: pinned and managed memory, which the driver knows.
+fn is_pinned(memory: &[u8]) -> bool {
+    let (mut kind, attribute) = (0u32, CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE);
+    // SAFETY: the driver writes a value of 32 bits, and may be asked about any address.
+    unsafe { sys::cuPointerGetAttribute((&raw mut kind).cast(), attribute, memory.as_ptr() as u64) }.result().is_ok()
+}
+
+/// The stream is that of a [`CudaStream`] which `self` owns, and its context is current: true of all calls below.
+impl Launcher for CudaLauncher {
+    fn allocate(&self, bytes: usize, what: &str) -> Result<u64> {
+        let failed = |error: DriverError| match error.0 {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory { what: what.into(), bytes: bytes as u128 },
+            _ => failed(what)(error),
+        };
+        let stream = self.stream().map_err(failed)?;
+        // SAFETY: zeroed next; the driver refuses a size of 0.
+        let address = unsafe { result::malloc_async(stream, bytes.max(1)) }.map_err(failed)?;
+        // SAFETY: just allocated on this stream.
+        unsafe { result::memset_d8_async(address, 0, bytes.max(1), stream) }.map_err(failed)?;
+        Ok(address)
+    }
+
+    unsafe fn free(&self, address: u64, _bytes: usize) {
+        // SAFETY: allocated on this stream, and not used by later calls: the caller's.
+        let freed = self.stream().and_then(|stream| unsafe { result::free_async(address, stream) });
+        // The next call returns it.
+        self.context().record_err(freed);
+    }
+
+    unsafe fn upload(&self, from: &[u8], to: u64) -> Result<()> {
+        if from.is_empty() {
+            return Ok(());
+        }
+        let copy = |stream| {
+            // SAFETY: the range is the caller's. The driver has copied pageable memory when it returns; for any other
+            // kind we wait.
+            unsafe { result::memcpy_htod_async(to, from, stream) }?;
+            if is_pinned(from) { self.loaded.stream.synchronize() } else { Ok(()) }
+        };
+        self.stream().and_then(copy).map_err(failed(format!("upload of {} bytes", from.len())))
+    }
+
+    unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        let failed = failed(format!("download of {} bytes", to.len()));
+        if to.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the range is the caller's; `to` stays borrowed until the copy has ended.
+        let copy = |stream| unsafe { result::memcpy_dtoh_async(to, from, stream) };
+        self.stream().and_then(copy).and_then(|()| self.loaded.stream.synchronize()).map_err(failed)
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the ranges are the caller's.
+        let copy = |stream| unsafe { result::memcpy_dtod_async(to, from, bytes, stream) };
+        self.stream().and_then(copy).map_err(failed(format!("copy of {bytes} bytes")))
+    }
+
+    unsafe fn clear(&self, at: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the range is the caller's.
+        let clear = |stream| unsafe { result::memset_d8_async(at, 0, bytes, stream) };
+        self.stream().and_then(clear).map_err(failed(format!("clearing of {bytes} bytes")))
+    }
+
+    unsafe fn launch(&self, kernel: Kernel, grid: Grid, arguments: &[Argument]) -> Result<()> {
+        let function = self.loaded.functions[kernel as usize].cu_function();
+        let Grid { blocks: [x, y], threads, shared_bytes } = grid;
+        let mut pointers: Vec<_> = arguments.iter().map(Argument::pointer).collect();
+        // SAFETY:
+        // 1. The function's module stays loaded as long as `self`, which waits for the stream before it goes.
+        // 2. The arguments are the kernel's in number and type, and what they point to is as it expects: the caller's.
+        // 3. The driver has copied the arguments when it returns, and writes none.
+        let launch = |stream| unsafe {
+            result::launch_kernel(function, (x, y, 1), (threads, 1, 1), shared_bytes, stream, &mut pointers)
+        };
+        let shape = || format!("kernel {}, {x} × {y} blocks of {threads} threads, {shared_bytes} B", kernel.symbol());
+        self.stream().and_then(launch).map_err(|error| failed(shape())(error))
+    }
+
+    fn limits(&self) -> Limits {
+        self.loaded.limits
+    }
+}
