@@ -65,14 +65,14 @@ fn run(command: &mut Command) -> Result<String> {
 }
 
 /// The CUDA version in what `nvcc --version` prints.
-fn release(text: &str) -> Result<(u32, u32)> {
+pub fn release(text: &str) -> Result<(u32, u32)> {
     let version = text.split_once("release ").and_then(|(_, rest)| rest.split_once(',')?.0.split_once('.'));
     let parsed = version.and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
     parsed.ok_or_else(|| format!("nvcc --version: expected `release MAJOR.MINOR,`, got {text:?}"))
 }
 
 /// The architectures in what `nvcc --list-gpu-code` prints, ascending.
-fn numbers(text: &str) -> Vec<u32> {
+pub fn numbers(text: &str) -> Vec<u32> {
     let mut numbers: Vec<_> =
         text.split_whitespace().filter_map(|word| word.strip_prefix("sm_")?.parse().ok()).collect();
     numbers.sort_unstable();
@@ -80,7 +80,7 @@ fn numbers(text: &str) -> Vec<u32> {
 }
 
 /// Those wanted ("80,90a"); by default A100's, H100's with its own instructions, and the newest that nvcc knows.
-fn architectures(wanted: Option<&str>, known: &[u32]) -> Result<Vec<String>> {
+pub fn architectures(wanted: Option<&str>, known: &[u32]) -> Result<Vec<String>> {
     let default = format!("80,90a,{}", known.last().unwrap_or(&90));
     let mut chosen: Vec<_> = wanted.unwrap_or(&default).split(',').map(|name| name.trim().to_string()).collect();
     for architecture in &chosen {
@@ -101,7 +101,7 @@ fn number(architecture: &str) -> Option<u32> {
 }
 
 /// Machine code for each architecture, and PTX of the lowest, which the driver compiles for any other device.
-fn targets(architectures: &[String]) -> Vec<String> {
+pub fn targets(architectures: &[String]) -> Vec<String> {
     let code = architectures.iter().map(|name| format!("-gencode=arch=compute_{name},code=sm_{name}"));
     let lowest = architectures.first().and_then(|name| number(name));
     code.chain(lowest.map(|number| format!("-gencode=arch=compute_{number},code=compute_{number}"))).collect()

@@ -95,7 +95,7 @@ impl Device {
     /// The best device of this build and machine: the first GPU if both have one, else the CPU.
     pub fn auto() -> Self {
         #[cfg(feature = "cuda")]
-        if gpu::cuda_count().is_ok() {
+        if gpu::cuda_count("GPU").is_ok() {
             return Device::Cuda(0);
         }
         Device::Cpu

@@ -13,6 +13,9 @@ use crate::error::{Error, Result};
 
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
+/// The driver's name for the calling thread's default stream: `CU_STREAM_PER_THREAD`.
+const PER_THREAD: sys::CUstream = std::ptr::without_provenance_mut(2);
+
 /// An NVIDIA GPU as a [`Backend`](crate::backend::Backend).
 pub type Cuda = Gpu<CudaLauncher>;
 
@@ -23,18 +26,19 @@ impl Cuda {
     /// [`Error::Gpu`] where driver, device or kernels are missing or too old, [`Error::Argument`] where the machine has
     /// fewer GPUs.
     pub fn open(ordinal: usize) -> Result<Self> {
-        let count = count()?;
+        let name = format!("cuda:{ordinal}");
+        let count = count(&name)?;
         if ordinal >= count {
-            return Err(Error::argument("device", format!("cuda:N with N below {count}"), format!("cuda:{ordinal}")));
+            return Err(Error::argument("device", format!("cuda:N with N below {count}"), name));
         }
-        let context = CudaContext::new(ordinal).map_err(failed(format!("cuda:{ordinal}")))?;
-        Self::on_stream(context.new_stream().map_err(failed(format!("cuda:{ordinal}")))?)
+        let stream = CudaContext::new(ordinal).and_then(|context| context.new_stream());
+        Self::on_stream(stream.map_err(failed(name))?)
     }
 
     /// A caller's stream: kernels and copies run in order with the caller's own work on it.
     ///
     /// # Errors
-    /// As [`Cuda::open`].
+    /// As [`Cuda::open`]; [`Error::Argument`] for the per-thread stream, which would be another on each thread.
     pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
         Gpu::new(CudaLauncher::new(stream)?)
     }
@@ -45,35 +49,35 @@ impl Cuda {
     }
 }
 
-/// The number of GPUs: at least one, behind a driver that runs this build's kernels.
-pub(in crate::backend) fn count() -> Result<usize> {
-    check_driver()?;
-    result::init().map_err(failed("GPU"))?;
-    match result::device::get_count().map_err(failed("GPU"))? {
-        0 => Err(Error::gpu("GPU", "the driver knows none on this machine")),
+/// The number of GPUs: at least one, behind a driver that runs this build's kernels. `what` names the one wanted.
+pub(in crate::backend) fn count(what: &str) -> Result<usize> {
+    check_driver(what)?;
+    result::init().map_err(failed(what))?;
+    match result::device::get_count().map_err(failed(what))? {
+        0 => Err(Error::gpu(what, "the driver finds no GPU on this machine")),
         count => Ok(count as usize),
     }
 }
 
 /// `Ok` where there is a driver no older than the compiler of the kernels. To be asked before any other call: without
 /// the library, or a function in it, cudarc panics; all functions used here are older than the kernels' CUDA version.
-fn check_driver() -> Result<()> {
+fn check_driver(what: &str) -> Result<()> {
     // SAFETY: loads and unloads the driver's library, which may be done at any time.
     if !unsafe { sys::is_culib_present() } {
-        return Err(Error::gpu("GPU", "no NVIDIA driver on this machine: libcuda was not found"));
+        return Err(Error::gpu(what, "no NVIDIA driver on this machine: libcuda was not found"));
     }
     let mut version = 0;
     // SAFETY: the driver writes one int; this function needs no initialisation.
-    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(failed("GPU"))?;
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(failed(what))?;
     let (major, minor) = (version / 1000, version % 1000 / 10);
-    // Within a major version, older drivers run newer machine code.
+    // A driver runs all machine code of its major version.
     if major as u32 >= BUILT_WITH.0 {
         return Ok(());
     }
-    let (wanted, built) = (BUILT_WITH.0, format!("{}.{}", BUILT_WITH.0, BUILT_WITH.1));
+    let needs = format!("this build's kernels need one of CUDA {}.0 or later", BUILT_WITH.0);
     Err(Error::gpu(
-        "GPU",
-        format!("a driver of CUDA {major}.{minor}, but the kernels, built with {built}, need {wanted}.0"),
+        what,
+        format!("the driver is one of CUDA {major}.{minor}, {needs}: update it, or build with an older nvcc"),
     ))
 }
 
@@ -109,12 +113,16 @@ impl CudaLauncher {
     /// # Errors
     /// [`Error::Gpu`] where the driver is too old, or has no code for this device, or a kernel is missing.
     pub fn new(stream: Arc<CudaStream>) -> Result<Self> {
-        check_driver()?;
         let context = stream.context();
-        let limits = limits(context).map_err(failed("GPU"))?;
+        let name = format!("cuda:{}", context.ordinal());
+        check_driver(&name)?;
+        if stream.cu_stream() == PER_THREAD {
+            return Err(Error::argument(name, "a stream that all threads share", "the per-thread stream"));
+        }
+        let limits = limits(context).map_err(failed(&name))?;
         let load = |image: &&[u8]| context.load_module(Ptx::from_binary(image.to_vec()));
         let modules: std::result::Result<Vec<_>, _> = FATBINS.iter().map(load).collect();
-        let modules = modules.map_err(failed(format!("kernels for compute capability {}", limits.capability)))?;
+        let modules = modules.map_err(failed(format!("{name}: kernels for capability {}", limits.capability)))?;
         let functions = Kernel::ALL.iter().map(|&kernel| function(kernel, &modules, limits.shared_bytes));
         let functions = functions.collect::<Result<_>>()?;
         Ok(CudaLauncher { loaded: Arc::new(Loaded { stream, functions, limits }) })
@@ -175,10 +183,15 @@ impl Launcher for CudaLauncher {
             _ => failed(what)(error),
         };
         let stream = self.stream().map_err(failed)?;
-        // SAFETY: zeroed next; the driver refuses a size of 0.
-        let address = unsafe { result::malloc_async(stream, bytes.max(1)) }.map_err(failed)?;
+        let bytes = bytes.max(1); // the driver refuses 0
+        // SAFETY: zeroed next.
+        let address = unsafe { result::malloc_async(stream, bytes) }.map_err(failed)?;
         // SAFETY: just allocated on this stream.
-        unsafe { result::memset_d8_async(address, 0, bytes.max(1), stream) }.map_err(failed)?;
+        if let Err(error) = unsafe { result::memset_d8_async(address, 0, bytes, stream) } {
+            // SAFETY: the same, and nobody else knows the address.
+            unsafe { self.free(address, bytes) };
+            return Err(failed(error));
+        }
         Ok(address)
     }
 
