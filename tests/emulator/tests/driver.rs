@@ -43,7 +43,7 @@ fn copies(gpu: &Cuda) -> ebm_dpg::Result<String> {
     Ok(format!("{got:?} {values:?}"))
 }
 
-/// A launch with null pointers fails later, at the download, and again at each one after.
+/// A launch that is refused at once, and a download after it, which is none the worse.
 fn bad_launch(gpu: &Cuda) -> ebm_dpg::Result<String> {
     let buffer = gpu.zeros::<u32>(1, "value")?;
     // SAFETY: the driver refuses a block of 2000 threads.
