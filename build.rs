@@ -86,7 +86,7 @@ pub fn architectures(wanted: Option<&str>, known: &[u32]) -> Result<Vec<String>>
     for architecture in &chosen {
         if !number(architecture).is_some_and(|number| known.contains(&number)) {
             return Err(format!(
-                "architecture: expected one that this nvcc knows ({known:?}, `a` or `f` may follow), got {architecture:?}"
+                "CUDA_COMPUTE_CAP: expected those that this nvcc knows ({known:?}, `a` or `f` may follow), got {architecture:?}"
             ));
         }
     }

@@ -59,8 +59,8 @@ pub(in crate::backend) fn count(what: &str) -> Result<usize> {
     }
 }
 
-/// `Ok` where there is a driver no older than the compiler of the kernels. To be asked before any other call: without
-/// the library, or a function in it, cudarc panics; all functions used here are older than the kernels' CUDA version.
+/// `Ok` where there is a driver that runs the kernels and has the functions called here. To be asked before any other
+/// call: without the library, or a function in it, cudarc panics.
 fn check_driver(what: &str) -> Result<()> {
     // SAFETY: loads and unloads the driver's library, which may be done at any time.
     if !unsafe { sys::is_culib_present() } {
@@ -70,15 +70,13 @@ fn check_driver(what: &str) -> Result<()> {
     // SAFETY: the driver writes one int; this function needs no initialisation.
     unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(failed(what))?;
     let (major, minor) = (version / 1000, version % 1000 / 10);
-    // A driver runs all machine code of its major version.
-    if major as u32 >= BUILT_WITH.0 {
+    // A driver runs all machine code of its major version. CUDA 12 has all functions called here.
+    let needed = BUILT_WITH.0.max(12);
+    if major as u32 >= needed {
         return Ok(());
     }
-    let needs = format!("this build's kernels need one of CUDA {}.0 or later", BUILT_WITH.0);
-    Err(Error::gpu(
-        what,
-        format!("the driver is one of CUDA {major}.{minor}, {needs}: update it, or build with an older nvcc"),
-    ))
+    let needs = format!("this build's kernels need one of CUDA {needed}.0 or later");
+    Err(Error::gpu(what, format!("the driver is one of CUDA {major}.{minor}, but {needs}")))
 }
 
 /// Runs the kernels by the CUDA driver. Clones share the stream and the kernels' code.
@@ -92,12 +90,17 @@ struct Loaded {
     /// By the number of the [`Kernel`].
     functions: Vec<CudaFunction>,
     limits: Limits,
+    /// Whether the device reads the host's pageable memory itself (Grace Hopper), so that copies from it are not staged.
+    shares_page_tables: bool,
 }
 
 impl Drop for Loaded {
-    /// Waits, as no kernel may lose its code while it runs.
+    /// Waits, as no kernel may lose its code while it runs; also after an earlier error that nobody has asked for yet.
     fn drop(&mut self) {
-        self.stream.context().record_err(self.stream.synchronize());
+        let context = self.stream.context();
+        let earlier = context.check_err();
+        context.record_err(self.stream.synchronize());
+        context.record_err(earlier);
     }
 }
 
@@ -120,12 +123,14 @@ impl CudaLauncher {
             return Err(Error::argument(name, "a stream that all threads share", "the per-thread stream"));
         }
         let limits = limits(context).map_err(failed(&name))?;
+        let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES;
+        let shares_page_tables = context.attribute(attribute).map_err(failed(&name))? != 0;
         let load = |image: &&[u8]| context.load_module(Ptx::from_binary(image.to_vec()));
         let modules: std::result::Result<Vec<_>, _> = FATBINS.iter().map(load).collect();
         let modules = modules.map_err(failed(format!("{name}: kernels for capability {}", limits.capability)))?;
         let functions = Kernel::ALL.iter().map(|&kernel| function(kernel, &modules, limits.shared_bytes));
         let functions = functions.collect::<Result<_>>()?;
-        Ok(CudaLauncher { loaded: Arc::new(Loaded { stream, functions, limits }) })
+        Ok(CudaLauncher { loaded: Arc::new(Loaded { stream, functions, limits, shares_page_tables }) })
     }
 
     fn context(&self) -> &Arc<CudaContext> {
@@ -168,14 +173,14 @@ fn failed(what: impl Display) -> impl Fn(DriverError) -> Error {
     }
 }
 
-/// Whether a copy from this host memory may outlast the call: pinned and managed memory, which the driver knows.
+/// Whether the driver knows this host memory, as it does pinned and managed memory: copies from it are not staged.
 fn is_pinned(memory: &[u8]) -> bool {
     let (mut kind, attribute) = (0u32, CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE);
     // SAFETY: the driver writes a value of 32 bits, and may be asked about any address.
     unsafe { sys::cuPointerGetAttribute((&raw mut kind).cast(), attribute, memory.as_ptr() as u64) }.result().is_ok()
 }
 
-/// The stream is that of a [`CudaStream`] which `self` owns, and its context is current: true of all calls below.
+// True of all calls below: `self` owns the stream, and the stream's context is current.
 impl Launcher for CudaLauncher {
     fn allocate(&self, bytes: usize, what: &str) -> Result<u64> {
         let failed = |error: DriverError| match error.0 {
@@ -206,35 +211,38 @@ impl Launcher for CudaLauncher {
         if from.is_empty() {
             return Ok(());
         }
-        let copy = |stream| {
-            // SAFETY: the range is the caller's. The driver has copied pageable memory when it returns; for any other
-            // kind we wait.
-            unsafe { result::memcpy_htod_async(to, from, stream) }?;
-            if is_pinned(from) { self.loaded.stream.synchronize() } else { Ok(()) }
+        // SAFETY: the range is the caller's. Pageable memory is staged before the call returns; where nothing is staged
+        // we wait.
+        let copy = |stream| unsafe {
+            result::memcpy_htod_async(to, from, stream)?;
+            if self.loaded.shares_page_tables || is_pinned(from) { result::stream::synchronize(stream) } else { Ok(()) }
         };
-        self.stream().and_then(copy).map_err(failed(format!("upload of {} bytes", from.len())))
+        self.stream().and_then(copy).map_err(failed(format_args!("upload of {} bytes", from.len())))
     }
 
     unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
-        let failed = failed(format!("download of {} bytes", to.len()));
-        if to.is_empty() {
+        let bytes = to.len();
+        if bytes == 0 {
             return Ok(());
         }
         // SAFETY: the range is the caller's; `to` stays borrowed until the copy has ended.
-        let copy = |stream| unsafe { result::memcpy_dtoh_async(to, from, stream) };
-        self.stream().and_then(copy).and_then(|()| self.loaded.stream.synchronize()).map_err(failed)
+        let copy = |stream| unsafe {
+            result::memcpy_dtoh_async(to, from, stream)?;
+            result::stream::synchronize(stream)
+        };
+        self.stream().and_then(copy).map_err(failed(format_args!("download of {bytes} bytes")))
     }
 
     unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
         // SAFETY: the ranges are the caller's.
         let copy = |stream| unsafe { result::memcpy_dtod_async(to, from, bytes, stream) };
-        self.stream().and_then(copy).map_err(failed(format!("copy of {bytes} bytes")))
+        self.stream().and_then(copy).map_err(failed(format_args!("copy of {bytes} bytes")))
     }
 
     unsafe fn clear(&self, at: u64, bytes: usize) -> Result<()> {
         // SAFETY: the range is the caller's.
         let clear = |stream| unsafe { result::memset_d8_async(at, 0, bytes, stream) };
-        self.stream().and_then(clear).map_err(failed(format!("clearing of {bytes} bytes")))
+        self.stream().and_then(clear).map_err(failed(format_args!("clearing of {bytes} bytes")))
     }
 
     unsafe fn launch(&self, kernel: Kernel, grid: Grid, arguments: &[Argument]) -> Result<()> {

@@ -56,7 +56,7 @@ int cuGetErrorString(int error, const char** text) {
 int cuDeviceGetCount(int* count) { return *count = int(setting("FAKE_DEVICES", 1)), kOk; }
 int cuDeviceGet(int* device, int ordinal) { return *device = ordinal, kOk; }
 int cuDeviceGetAttribute(int* value, int attribute, int) {
-  static const std::map<int, int> kAttributes = {{16, 132}, {75, 9}, {76, 0}, {97, 227 << 10}, {115, 1}};  // an H100's
+  static const std::map<int, int> kAttributes = {{16, 132}, {75, 9}, {76, 0}, {97, 227 << 10}, {100, 0}, {115, 1}};  // an H100's
   auto found = kAttributes.find(attribute);
   return found == kAttributes.end() ? kInvalid : (*value = found->second, kOk);
 }

@@ -21,6 +21,7 @@ fn the_child() {
         Ok("open 1") => open(1).map(|gpu| format!("{gpu:?}")),
         Ok("zeros") => open(0).and_then(|gpu| gpu.zeros::<u64>(1000, "much").map(|_| "enough".to_string())),
         Ok("copies") => open(0).and_then(|gpu| copies(&gpu)),
+        Ok("streams") => open(0).and_then(|gpu| streams(&gpu)),
         Ok("bad launch") => open(0).and_then(|gpu| bad_launch(&gpu)),
         _ => return,
     };
@@ -41,6 +42,13 @@ fn copies(gpu: &Cuda) -> ebm_dpg::Result<String> {
     let other_thread = std::thread::scope(|scope| scope.spawn(|| gpu.download(&buffer, &mut [0; 6])).join());
     other_thread.expect("no panic")?;
     Ok(format!("{got:?} {values:?}"))
+}
+
+/// Another backend on the same stream, and what the per-thread stream is told.
+fn streams(gpu: &Cuda) -> ebm_dpg::Result<String> {
+    let second = Cuda::on_stream(gpu.stream().clone())?;
+    let refused = Cuda::on_stream(gpu.stream().context().per_thread_stream());
+    Ok(format!("{} {}", second.stream() == gpu.stream(), refused.expect_err("refused")))
 }
 
 /// A launch that is refused at once, and a download after it, which is none the worse.
@@ -73,7 +81,7 @@ fn an_ordinal_beyond_the_last() {
 fn a_driver_too_old() {
     let line = child("open 0", &[("FAKE_VERSION", "10020")]);
     assert!(
-        line.starts_with("cuda:0: the driver is one of CUDA 10.2, this build's kernels need one of CUDA 1"),
+        line.starts_with("cuda:0: the driver is one of CUDA 10.2, but this build's kernels need one of CUDA 1"),
         "{line}"
     );
 }
@@ -93,6 +101,14 @@ fn too_little_memory() {
 #[test]
 fn copies_happen_in_order_on_any_thread() {
     assert_eq!(child("copies", &[]), "[1, 2, 3, 1, 2, 0] [9, 9, 9]");
+}
+
+#[test]
+fn streams_of_the_caller() {
+    assert_eq!(
+        child("streams", &[]),
+        "true cuda:0: expected a stream that all threads share, got the per-thread stream"
+    );
 }
 
 #[test]
