@@ -1,4 +1,4 @@
-//! A GPU as a [`Backend`]: device memory, and launches of the kernels in `kernels/*.cu`.
+//! A GPU as a [`Backend`](super::Backend): device memory, and launches of the kernels in `kernels/*.cu`.
 //!
 //! What runs the kernels is a [`Launcher`]: the CUDA driver, or the emulator that the tests run on machines without a
 //! GPU. Nothing but downloads and [`Gpu::check`] waits for the device. Data on the device is validated there: a kernel
