@@ -33,6 +33,14 @@ pub enum Error {
         /// How much was asked for.
         bytes: u128,
     },
+    /// A GPU that cannot be used, or that failed.
+    #[error("{what}: {reason}")]
+    Gpu {
+        /// The device, or the kernel or copy on it.
+        what: String,
+        /// What is missing, or what the driver reports.
+        reason: String,
+    },
     /// A file that could not be read, written or understood.
     #[error("{path}: {reason}")]
     File {
@@ -63,6 +71,11 @@ impl Error {
     /// An [`Error::NotANumber`].
     pub fn not_a_number(what: impl Display, at: impl Display) -> Self {
         Error::NotANumber { what: what.to_string(), at: at.to_string() }
+    }
+
+    /// An [`Error::Gpu`].
+    pub fn gpu(what: impl Display, reason: impl Display) -> Self {
+        Error::Gpu { what: what.to_string(), reason: reason.to_string() }
     }
 
     /// An [`Error::File`].

@@ -115,4 +115,6 @@ pub mod adam;
 pub mod gradient;
 pub mod tune;
 
+#[cfg(feature = "cuda")]
+pub use cudarc;
 pub use error::{Error, Result};

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use clap::error::{ContextKind, ErrorKind};
 use clap::{ArgAction, Args, Parser, ValueEnum};
-use ebm_dpg::backend::Device;
+use ebm_dpg::backend::{Device, Opened};
 use ebm_dpg::features::Feature;
 use ebm_dpg::tokens::Token;
 use ebm_dpg::{Error, Result};
@@ -362,7 +362,9 @@ impl Options for Text {
 
 impl Common {
     fn check(&self, data_size: usize) -> Result<()> {
-        self.device.open()?;
+        if !matches!(self.device.open()?, Opened::Cpu(_)) {
+            return Err(Error::argument("--device", "cpu or auto (the examples' models run on the CPU)", "a GPU"));
+        }
         // Two symbols at least, and the three special tokens.
         self.check_memory(5, data_size)
     }
@@ -573,6 +575,10 @@ fn flags(text: &str) -> std::result::Result<String, String> {
 }
 
 fn device(text: &str) -> std::result::Result<Device, String> {
+    if text == "auto" {
+        // The best device for the models here, which run on the CPU so far.
+        return Ok(Device::Cpu);
+    }
     text.parse().map_err(|_: Error| expected("auto, cpu or cuda:N", text))
 }
 

@@ -80,19 +80,37 @@ pub enum Device {
     Cuda(usize),
 }
 
+/// The backend of a [`Device`]: what a program matches on, once, to call code that is generic over [`Backend`].
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Opened {
+    /// The rayon backend.
+    Cpu(Cpu),
+    /// A GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(gpu::Cuda),
+}
+
 impl Device {
-    /// The best device of this build and machine. Today's builds hold no GPU kernels, so it is the CPU.
+    /// The best device of this build and machine: the first GPU if both have one, else the CPU.
     pub fn auto() -> Self {
+        #[cfg(feature = "cuda")]
+        if gpu::cuda_count("GPU").is_ok() {
+            return Device::Cuda(0);
+        }
         Device::Cpu
     }
 
-    /// The CPU backend.
+    /// The device's backend.
     ///
     /// # Errors
-    /// A GPU was asked of a build that has no GPU kernels: never a silent fallback.
-    pub fn open(self) -> Result<Cpu> {
+    /// A GPU that this build, or this machine, does not have: never a silent fallback.
+    pub fn open(self) -> Result<Opened> {
         match self {
-            Device::Cpu => Ok(Cpu),
+            Device::Cpu => Ok(Opened::Cpu(Cpu)),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => gpu::Cuda::open(ordinal).map(Opened::Cuda),
+            #[cfg(not(feature = "cuda"))]
             Device::Cuda(ordinal) => Err(Error::argument(
                 "device",
                 "cpu or auto (this build holds no GPU kernels)",

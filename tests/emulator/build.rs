@@ -15,8 +15,20 @@ fn main() {
         .expect("written");
     build(2).file(root.join("host/cuda_host.cpp")).compile("emulator_runtime");
     build(3).include(&kernels).flag("-xc++").flag("-ffp-contract=off").files(&files).compile("emulator_kernels");
+    if env::var_os("CARGO_FEATURE_CUDA").is_some() {
+        build_fake_driver(&root.join("driver/fake_cuda.cpp"));
+    }
     // Again, after the kernels that use it.
     println!("cargo:rustc-link-lib=static=emulator_runtime");
+}
+
+/// A libcuda.so in OUT_DIR, on nobody's path until a test puts it there.
+fn build_fake_driver(source: &Path) {
+    println!("cargo:rerun-if-changed={}", source.display());
+    let library = Path::new(&env::var("OUT_DIR").expect("set by cargo")).join("libcuda.so");
+    let mut compiler = cc::Build::new().cpp(true).std("c++17").get_compiler().to_command();
+    let status = compiler.args(["-shared", "-fPIC"]).arg(source).arg("-o").arg(library).status();
+    assert!(status.expect("a C++ compiler").success(), "{}", source.display());
 }
 
 fn build(optimisation: u32) -> cc::Build {

@@ -1,4 +1,4 @@
-//! A GPU as a [`Backend`]: device memory, and launches of the kernels in `kernels/*.cu`.
+//! A GPU as a [`Backend`](super::Backend): device memory, and launches of the kernels in `kernels/*.cu`.
 //!
 //! What runs the kernels is a [`Launcher`]: the CUDA driver, or the emulator that the tests run on machines without a
 //! GPU. Nothing but downloads and [`Gpu::check`] waits for the device. Data on the device is validated there: a kernel
@@ -10,10 +10,16 @@ use std::sync::{Arc, Mutex};
 use super::{Element, Memory};
 use crate::error::{Error, Result, expect_len};
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod launcher;
 mod memory;
 mod status;
 
+#[cfg(feature = "cuda")]
+pub(super) use cuda::count as cuda_count;
+#[cfg(feature = "cuda")]
+pub use cuda::{Cuda, CudaLauncher};
 pub(crate) use launcher::arguments;
 pub use launcher::{Argument, Grid, Kernel, Launcher, Limits};
 pub use memory::{GpuBuffer, GpuView, GpuViewMut};

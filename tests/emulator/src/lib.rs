@@ -8,6 +8,9 @@ use std::sync::Arc;
 use ebm_dpg::backend::gpu::{Argument, Gpu, Grid, Kernel, Launcher, Limits};
 use ebm_dpg::{Error, Result};
 
+#[cfg(feature = "cuda")]
+pub mod driver;
+
 #[repr(C)]
 struct EmuKernel {
     name: *const c_char,
@@ -97,6 +100,12 @@ impl Emulator {
     /// As there.
     pub fn open(schedule: Schedule) -> Result<Emulated> {
         Gpu::new(Emulator::new(schedule)?)
+    }
+
+    /// The types of a kernel's parameters, as [`Argument::code`] writes them.
+    pub fn signature(&self, name: &str) -> Option<String> {
+        // SAFETY: a constant string of the library.
+        self.kernels.get(name).map(|kernel| unsafe { CStr::from_ptr(kernel.signature) }.to_string_lossy().into_owned())
     }
 
     /// Runs the kernel of this name, which need not be one of the crate's.

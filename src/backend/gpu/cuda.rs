@@ -1,0 +1,266 @@
+//! The CUDA driver as a [`Launcher`]: one stream, on which everything happens in the order of the calls.
+
+use std::ffi::CStr;
+use std::fmt::Display;
+use std::sync::Arc;
+
+use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute, CUpointer_attribute, CUresult};
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError, result};
+use cudarc::nvrtc::Ptx;
+
+use super::{Argument, Gpu, Grid, Kernel, Launcher, Limits};
+use crate::error::{Error, Result};
+
+include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+
+/// The driver's name for the calling thread's default stream: `CU_STREAM_PER_THREAD`.
+const PER_THREAD: sys::CUstream = std::ptr::without_provenance_mut(2);
+
+/// An NVIDIA GPU as a [`Backend`](crate::backend::Backend).
+pub type Cuda = Gpu<CudaLauncher>;
+
+impl Cuda {
+    /// The GPU of this ordinal, on a stream of its own.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] where driver, device or kernels are missing or too old, [`Error::Argument`] where the machine has
+    /// fewer GPUs.
+    pub fn open(ordinal: usize) -> Result<Self> {
+        let name = format!("cuda:{ordinal}");
+        let count = count(&name)?;
+        if ordinal >= count {
+            return Err(Error::argument("device", format!("cuda:N with N below {count}"), name));
+        }
+        let stream = CudaContext::new(ordinal).and_then(|context| context.new_stream());
+        Self::on_stream(stream.map_err(failed(name))?)
+    }
+
+    /// A caller's stream: kernels and copies run in order with the caller's own work on it.
+    ///
+    /// # Errors
+    /// As [`Cuda::open`]; [`Error::Argument`] for the per-thread stream, which would be another on each thread.
+    pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
+        Gpu::new(CudaLauncher::new(stream)?)
+    }
+
+    /// The stream on which everything happens.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.launcher().loaded.stream
+    }
+}
+
+/// The number of GPUs: at least one, behind a driver that runs this build's kernels. `what` names the one wanted.
+pub(in crate::backend) fn count(what: &str) -> Result<usize> {
+    check_driver(what)?;
+    result::init().map_err(failed(what))?;
+    match result::device::get_count().map_err(failed(what))? {
+        0 => Err(Error::gpu(what, "the driver finds no GPU on this machine")),
+        count => Ok(count as usize),
+    }
+}
+
+/// `Ok` where there is a driver that runs the kernels and has the functions called here. To be asked before any other
+/// call: without the library, or a function in it, cudarc panics.
+fn check_driver(what: &str) -> Result<()> {
+    // SAFETY: loads and unloads the driver's library, which may be done at any time.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Error::gpu(what, "no NVIDIA driver on this machine: libcuda was not found"));
+    }
+    let mut version = 0;
+    // SAFETY: the driver writes one int; this function needs no initialisation.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(failed(what))?;
+    let (major, minor) = (version / 1000, version % 1000 / 10);
+    // A driver runs all machine code of its major version. CUDA 12 has all functions called here.
+    let needed = BUILT_WITH.0.max(12);
+    if major as u32 >= needed {
+        return Ok(());
+    }
+    let needs = format!("this build's kernels need one of CUDA {needed}.0 or later");
+    Err(Error::gpu(what, format!("the driver is one of CUDA {major}.{minor}, but {needs}")))
+}
+
+/// Runs the kernels by the CUDA driver. Clones share the stream and the kernels' code.
+#[derive(Clone)]
+pub struct CudaLauncher {
+    loaded: Arc<Loaded>,
+}
+
+struct Loaded {
+    stream: Arc<CudaStream>,
+    /// By the number of the [`Kernel`].
+    functions: Vec<CudaFunction>,
+    limits: Limits,
+    /// Whether the device reads the host's pageable memory itself (Grace Hopper), so that copies from it are not staged.
+    shares_page_tables: bool,
+}
+
+impl Drop for Loaded {
+    /// Waits, as no kernel may lose its code while it runs; also after an earlier error that nobody has asked for yet.
+    fn drop(&mut self) {
+        let context = self.stream.context();
+        let earlier = context.check_err();
+        context.record_err(self.stream.synchronize());
+        context.record_err(earlier);
+    }
+}
+
+impl std::fmt::Debug for CudaLauncher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CudaLauncher(cuda:{})", self.context().ordinal())
+    }
+}
+
+impl CudaLauncher {
+    /// Loads all kernels into the stream's context.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] where the driver is too old, or has no code for this device, or a kernel is missing.
+    pub fn new(stream: Arc<CudaStream>) -> Result<Self> {
+        let context = stream.context();
+        let name = format!("cuda:{}", context.ordinal());
+        check_driver(&name)?;
+        if stream.cu_stream() == PER_THREAD {
+            return Err(Error::argument(name, "a stream that all threads share", "the per-thread stream"));
+        }
+        let limits = limits(context).map_err(failed(&name))?;
+        let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES;
+        let shares_page_tables = context.attribute(attribute).map_err(failed(&name))? != 0;
+        let load = |image: &&[u8]| context.load_module(Ptx::from_binary(image.to_vec()));
+        let modules: std::result::Result<Vec<_>, _> = FATBINS.iter().map(load).collect();
+        let modules = modules.map_err(failed(format!("{name}: kernels for capability {}", limits.capability)))?;
+        let functions = Kernel::ALL.iter().map(|&kernel| function(kernel, &modules, limits.shared_bytes));
+        let functions = functions.collect::<Result<_>>()?;
+        Ok(CudaLauncher { loaded: Arc::new(Loaded { stream, functions, limits, shares_page_tables }) })
+    }
+
+    fn context(&self) -> &Arc<CudaContext> {
+        self.loaded.stream.context()
+    }
+
+    /// The stream, its context made the calling thread's.
+    fn stream(&self) -> std::result::Result<sys::CUstream, DriverError> {
+        self.context().bind_to_thread()?;
+        Ok(self.loaded.stream.cu_stream())
+    }
+}
+
+fn limits(context: &CudaContext) -> std::result::Result<Limits, DriverError> {
+    let shared = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+    let multiprocessors = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+    let (major, minor) = context.compute_capability()?;
+    Ok(Limits::new(shared as usize, multiprocessors as usize, (10 * major + minor) as u32))
+}
+
+/// A kernel of these modules, allowed all the shared memory of a block that it does not declare itself.
+fn function(kernel: Kernel, modules: &[Arc<CudaModule>], shared_bytes: usize) -> Result<CudaFunction> {
+    let what = format!("kernel {}", kernel.symbol());
+    let Some(function) = modules.iter().find_map(|module| module.load_function(kernel.symbol()).ok()) else {
+        return Err(Error::gpu(what, "not among the kernels of this build"));
+    };
+    let allow = |declared| {
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        function.set_attribute(attribute, shared_bytes as i32 - declared)
+    };
+    function.shared_size_bytes().and_then(allow).map_err(failed(what))?;
+    Ok(function)
+}
+
+/// The driver's error as ours.
+fn failed(what: impl Display) -> impl Fn(DriverError) -> Error {
+    move |error| {
+        let text = error.error_string().map(CStr::to_string_lossy).unwrap_or_default();
+        Error::gpu(&what, format!("{:?} ({text})", error.0))
+    }
+}
+
+/// Whether the driver knows this host memory, as it does pinned and managed memory: copies from it are not staged.
+fn is_pinned(memory: &[u8]) -> bool {
+    let (mut kind, attribute) = (0u32, CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE);
+    // SAFETY: the driver writes a value of 32 bits, and may be asked about any address.
+    unsafe { sys::cuPointerGetAttribute((&raw mut kind).cast(), attribute, memory.as_ptr() as u64) }.result().is_ok()
+}
+
+// True of all calls below: `self` owns the stream, and the stream's context is current.
+impl Launcher for CudaLauncher {
+    fn allocate(&self, bytes: usize, what: &str) -> Result<u64> {
+        let failed = |error: DriverError| match error.0 {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory { what: what.into(), bytes: bytes as u128 },
+            _ => failed(what)(error),
+        };
+        let stream = self.stream().map_err(failed)?;
+        let bytes = bytes.max(1); // the driver refuses 0
+        // SAFETY: zeroed next.
+        let address = unsafe { result::malloc_async(stream, bytes) }.map_err(failed)?;
+        // SAFETY: just allocated on this stream.
+        if let Err(error) = unsafe { result::memset_d8_async(address, 0, bytes, stream) } {
+            // SAFETY: the same, and nobody else knows the address.
+            unsafe { self.free(address, bytes) };
+            return Err(failed(error));
+        }
+        Ok(address)
+    }
+
+    unsafe fn free(&self, address: u64, _bytes: usize) {
+        // SAFETY: allocated on this stream, and not used by later calls: the caller's.
+        let freed = self.stream().and_then(|stream| unsafe { result::free_async(address, stream) });
+        // The next call returns it.
+        self.context().record_err(freed);
+    }
+
+    unsafe fn upload(&self, from: &[u8], to: u64) -> Result<()> {
+        if from.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the range is the caller's. Pageable memory is staged before the call returns; where nothing is staged
+        // we wait.
+        let copy = |stream| unsafe {
+            result::memcpy_htod_async(to, from, stream)?;
+            if self.loaded.shares_page_tables || is_pinned(from) { result::stream::synchronize(stream) } else { Ok(()) }
+        };
+        self.stream().and_then(copy).map_err(failed(format_args!("upload of {} bytes", from.len())))
+    }
+
+    unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        let bytes = to.len();
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: the range is the caller's; `to` stays borrowed until the copy has ended.
+        let copy = |stream| unsafe {
+            result::memcpy_dtoh_async(to, from, stream)?;
+            result::stream::synchronize(stream)
+        };
+        self.stream().and_then(copy).map_err(failed(format_args!("download of {bytes} bytes")))
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the ranges are the caller's.
+        let copy = |stream| unsafe { result::memcpy_dtod_async(to, from, bytes, stream) };
+        self.stream().and_then(copy).map_err(failed(format_args!("copy of {bytes} bytes")))
+    }
+
+    unsafe fn clear(&self, at: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the range is the caller's.
+        let clear = |stream| unsafe { result::memset_d8_async(at, 0, bytes, stream) };
+        self.stream().and_then(clear).map_err(failed(format_args!("clearing of {bytes} bytes")))
+    }
+
+    unsafe fn launch(&self, kernel: Kernel, grid: Grid, arguments: &[Argument]) -> Result<()> {
+        let function = self.loaded.functions[kernel as usize].cu_function();
+        let Grid { blocks: [x, y], threads, shared_bytes } = grid;
+        let mut pointers: Vec<_> = arguments.iter().map(Argument::pointer).collect();
+        // SAFETY:
+        // 1. The function's module stays loaded as long as `self`, which waits for the stream before it goes.
+        // 2. The arguments are the kernel's in number and type, and what they point to is as it expects: the caller's.
+        // 3. The driver has copied the arguments when it returns, and writes none.
+        let launch = |stream| unsafe {
+            result::launch_kernel(function, (x, y, 1), (threads, 1, 1), shared_bytes, stream, &mut pointers)
+        };
+        let shape = || format!("kernel {}, {x} × {y} blocks of {threads} threads, {shared_bytes} B", kernel.symbol());
+        self.stream().and_then(launch).map_err(|error| failed(shape())(error))
+    }
+
+    fn limits(&self) -> Limits {
+        self.loaded.limits
+    }
+}

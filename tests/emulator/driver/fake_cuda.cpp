@@ -1,0 +1,133 @@
+// fake_cuda.cpp -- a libcuda.so for machines without a GPU, as lazy as a driver may be: device memory is host memory that
+// starts as garbage, a stream is a queue that runs when it is waited for, a launch is handed to the emulator by a callback.
+// Environment: FAKE_VERSION (13000), FAKE_DEVICES (1), FAKE_MEMORY (bytes), FAKE_LACKS (a kernel's name).
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <vector>
+
+namespace {
+enum Result { kOk = 0, kInvalid = 1, kOutOfMemory = 2, kNoDevice = 100, kBadImage = 200, kNoContext = 201, kNotFound = 500, kFailed = 719 };
+
+using Prepare = void* (*)(const char* kernel, const uint32_t* grid, void** parameters);  // copies the parameters
+using Run = int (*)(void* prepared);                                                     // 0 where it went well
+Prepare prepare;
+Run run;
+
+struct Stream {
+  std::vector<std::function<int()>> queue;
+  int error = kOk;  // of the first work that failed; it stays
+};
+char context;
+thread_local void* current;
+std::mutex lock;
+std::set<std::string> names;
+std::map<uint64_t, size_t> memory;
+
+long long setting(const char* name, long long otherwise) {
+  const char* text = getenv(name);
+  return text ? atoll(text) : otherwise;
+}
+int later(void* stream, std::function<int()> work) {
+  if (!current) return kNoContext;
+  static_cast<Stream*>(stream)->queue.push_back(std::move(work));
+  return kOk;
+}
+char* at(uint64_t address) { return reinterpret_cast<char*>(address); }
+}  // namespace
+
+extern "C" {
+void fake_install(Prepare p, Run r) { prepare = p, run = r; }
+
+int cuDriverGetVersion(int* version) { return *version = int(setting("FAKE_VERSION", 13000)), kOk; }
+int cuInit(unsigned) { return setting("FAKE_DEVICES", 1) ? kOk : kNoDevice; }
+int cuGetErrorString(int error, const char** text) {
+  *text = error == kOutOfMemory ? "out of memory" : error == kNoDevice ? "no CUDA-capable device is detected"
+        : error == kFailed ? "unspecified launch failure" : "another error";
+  return kOk;
+}
+
+int cuDeviceGetCount(int* count) { return *count = int(setting("FAKE_DEVICES", 1)), kOk; }
+int cuDeviceGet(int* device, int ordinal) { return *device = ordinal, kOk; }
+int cuDeviceGetAttribute(int* value, int attribute, int) {
+  static const std::map<int, int> kAttributes = {{16, 132}, {75, 9}, {76, 0}, {97, 227 << 10}, {100, 0}, {115, 1}};  // an H100's
+  auto found = kAttributes.find(attribute);
+  return found == kAttributes.end() ? kInvalid : (*value = found->second, kOk);
+}
+int cuDevicePrimaryCtxRetain(void** made, int) { return *made = &context, kOk; }
+int cuDevicePrimaryCtxRelease_v2(int) { return kOk; }
+int cuCtxGetCurrent(void** is) { return *is = current, kOk; }
+int cuCtxSetCurrent(void* wanted) { return current = wanted, kOk; }
+int cuCtxSynchronize() { return current ? kOk : kNoContext; }
+
+int cuStreamCreate(void** stream, unsigned) { return current ? (*stream = new Stream, kOk) : kNoContext; }
+int cuStreamSynchronize(void* handle) {
+  if (!current) return kNoContext;
+  Stream* stream = static_cast<Stream*>(handle);
+  auto queue = std::move(stream->queue);
+  stream->queue.clear();
+  for (auto& work : queue)
+    if (stream->error == kOk) stream->error = work();
+  return stream->error;
+}
+int cuStreamDestroy_v2(void* stream) { return delete static_cast<Stream*>(stream), kOk; }
+
+int cuModuleLoadData(void** module, const void* image) {
+  uint32_t magic;
+  memcpy(&magic, image, 4);
+  return magic == 0xBA55ED50 ? (*module = &context, kOk) : kBadImage;  // a fatbin's
+}
+int cuModuleUnload(void*) { return current ? kOk : kNoContext; }
+int cuModuleGetFunction(const void** function, void*, const char* name) {
+  const char* lacks = getenv("FAKE_LACKS");
+  if (lacks && !strcmp(name, lacks)) return kNotFound;
+  std::lock_guard hold(lock);
+  return *function = names.insert(name).first->c_str(), kOk;
+}
+int cuFuncGetAttribute(int* value, int, const void*) { return *value = 1024, kOk; }
+int cuFuncSetAttribute(const void*, int, int value) { return value <= (227 << 10) - 1024 ? kOk : kInvalid; }
+
+int cuMemAllocAsync(uint64_t* address, size_t bytes, void*) {
+  if (!current) return kNoContext;
+  if (!bytes) return kInvalid;
+  if (bytes > size_t(setting("FAKE_MEMORY", 1ll << 32))) return kOutOfMemory;
+  void* made = aligned_alloc(256, (bytes + 255) / 256 * 256);
+  memset(made, 0xFF, bytes);
+  std::lock_guard hold(lock);
+  memory[*address = reinterpret_cast<uint64_t>(made)] = bytes;
+  return kOk;
+}
+int cuMemFreeAsync(uint64_t address, void* stream) {
+  std::lock_guard hold(lock);
+  if (!memory.erase(address)) return kInvalid;
+  return later(stream, [=] { return free(at(address)), kOk; });
+}
+int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void* stream) {
+  return later(stream, [=] { return memset(at(to), value, bytes), kOk; });
+}
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream) {
+  const char* begin = static_cast<const char*>(from);
+  return later(stream, [to, copy = std::vector<char>(begin, begin + bytes)] { return memcpy(at(to), copy.data(), copy.size()), kOk; });
+}
+int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
+  return later(stream, [=] { return memcpy(to, at(from), bytes), kOk; });
+}
+int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream) {
+  return later(stream, [=] { return memcpy(at(to), at(from), bytes), kOk; });
+}
+int cuPointerGetAttribute(void*, int, uint64_t) { return kInvalid; }  // all host memory is pageable
+
+int cuLaunchKernel(const void* function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned ty, unsigned tz,
+                   unsigned shared, void* stream, void** parameters, void**) {
+  if (!x || !y || z != 1 || !threads || threads > 1024 || ty != 1 || tz != 1) return kInvalid;
+  const uint32_t grid[] = {x, y, threads, shared};
+  void* prepared = prepare(static_cast<const char*>(function), grid, parameters);
+  return prepared ? later(stream, [=] { return run(prepared) ? kFailed : kOk; }) : kInvalid;
+}
+}
