@@ -93,6 +93,41 @@ impl std::fmt::Debug for Emulator {
 /// The GPU backend over the emulator.
 pub type Emulated = Gpu<Emulator>;
 
+/// A launcher that also runs kernels which are not the crate's own: those that test it.
+pub trait RunByName: Launcher {
+    /// Runs the kernel of this name with `cluster` blocks per cluster.
+    ///
+    /// # Errors
+    /// No such kernel, a launch that the device refuses; of an emulator also another signature than the arguments' and
+    /// whatever it finds wrong.
+    ///
+    /// # Safety
+    /// As [`Launcher::launch`].
+    unsafe fn run_by_name(&self, name: &str, grid: Grid, cluster: u32, arguments: &[Argument]) -> Result<()>;
+}
+
+impl RunByName for Emulator {
+    unsafe fn run_by_name(&self, name: &str, grid: Grid, cluster: u32, arguments: &[Argument]) -> Result<()> {
+        let kernel = *self.kernels.get(name).ok_or_else(|| unknown(name))?;
+        let got: String = arguments.iter().map(Argument::code).collect();
+        if kernel.signature() != got {
+            return Err(Error::argument(format!("arguments of {name}"), kernel.signature(), got));
+        }
+        let config = self.config(grid, cluster);
+        let mut pointers: Vec<_> = arguments.iter().map(Argument::pointer).collect();
+        let mut error = [0u8; 2048];
+        // SAFETY: kernel, config and arguments live through the call, the error has `room` bytes, and the arguments have
+        // the kernel's types, as their codes agree. By this function's own contract its pointers span what it uses.
+        let code =
+            unsafe { emulator_launch(kernel, &config, pointers.as_mut_ptr(), error.as_mut_ptr().cast(), error.len()) };
+        if code == 0 {
+            return Ok(());
+        }
+        let text = CStr::from_bytes_until_nul(&error).map(CStr::to_string_lossy).unwrap_or_default();
+        Err(Error::no_answer(format!("kernel {name}"), text))
+    }
+}
+
 impl Emulator {
     /// All kernels, under `schedule`.
     ///
@@ -112,34 +147,6 @@ impl Emulator {
     /// As there.
     pub fn open(schedule: Schedule) -> Result<Emulated> {
         Gpu::new(Emulator::new(schedule)?)
-    }
-
-    /// Runs the kernel of this name, which need not be one of the crate's, with `cluster` blocks per cluster.
-    ///
-    /// # Errors
-    /// No such kernel, another signature, and whatever the emulation finds wrong.
-    ///
-    /// # Safety
-    /// Each pointer among the arguments spans the memory that the kernel reads or writes.
-    pub unsafe fn run(&self, name: &str, grid: Grid, cluster: u32, arguments: &[Argument]) -> Result<()> {
-        let kernel = *self.kernels.get(name).ok_or_else(|| unknown(name))?;
-        let got: String = arguments.iter().map(Argument::code).collect();
-        if kernel.signature() != got {
-            return Err(Error::argument(format!("arguments of {name}"), kernel.signature(), got));
-        }
-        let config = self.config(grid, cluster);
-        let mut pointers: Vec<_> = arguments.iter().map(Argument::pointer).collect();
-        let mut error = [0u8; 2048];
-        // SAFETY: kernel, config and arguments live through the call, the error has `room` bytes, and the arguments have
-        // the kernel's types, as their codes agree. What the kernel does with its pointers the caller vouches for.
-        let code = unsafe {
-            emulator_launch(kernel, &config, pointers.as_mut_ptr(), error.as_mut_ptr().cast(), error.len())
-        };
-        if code == 0 {
-            return Ok(());
-        }
-        let text = CStr::from_bytes_until_nul(&error).map(CStr::to_string_lossy).unwrap_or_default();
-        Err(Error::no_answer(format!("kernel {name}"), text))
     }
 
     fn config(&self, grid: Grid, cluster: u32) -> Config {
@@ -220,7 +227,7 @@ impl Launcher for Emulator {
 
     unsafe fn launch(&self, kernel: Kernel, grid: Grid, arguments: &[Argument]) -> Result<()> {
         // SAFETY: the same contract.
-        unsafe { self.run(kernel.symbol(), grid, 1, arguments) }
+        unsafe { self.run_by_name(kernel.symbol(), grid, 1, arguments) }
     }
 
     fn limits(&self) -> Limits {
