@@ -57,6 +57,7 @@ static void store_and_maybe_flip(uint64_t* bar, Mbarrier state) {
   }
   memcpy(bar, &state, sizeof state);
   if (!ended) return;
+  RuntimeScope scope;
   auto& waiters = launch->mbarrier_waiters;
   for (size_t i = 0; i < waiters.size();) {
     if (waiters[i]->awaited_bar == bar) {

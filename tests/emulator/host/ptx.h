@@ -6,7 +6,7 @@
 #include "runtime.h"
 
 namespace emu {
-inline void expect_whole_warp(const Lanes& lanes) {
+EMU_ACROSS_LANES inline void expect_whole_warp(const Lanes& lanes) {
   if (lanes.mask != ~0u) fail(lanes.at, "%s needs the whole warp, but lanes %08x meet", lanes.name, lanes.mask);
 }
 

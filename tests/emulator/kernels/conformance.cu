@@ -176,7 +176,7 @@ CONFORMANCE_KERNEL(conform_atomics) {
   atomicOr(&out[4], v);
   atomicAnd(&out[5], ~v);  // 0 at first: stays so
   atomicXor(&out[6], v);
-  for (uint32_t seen = out[7], old; (old = atomicCAS(&out[7], seen, seen + v)) != seen; seen = old) {
+  for (uint32_t seen = 0, old; (old = atomicCAS(&out[7], seen, seen + v)) != seen; seen = old) {
   }
   atomicAdd(&out[8], atomicExch(&out[9], v));  // all but the last to come
   atomicAdd(reinterpret_cast<unsigned long long*>(&out[10]), static_cast<unsigned long long>(v) << 30);
