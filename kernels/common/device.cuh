@@ -12,6 +12,14 @@
 #define EXPORT_KERNEL(f)
 #define DEV_FN static __device__ __forceinline__
 namespace dev {
+// Rounded by itself: nvcc would fuse a * b + c, where the CPU rounds twice.
+DEV_FN double mul_rn(double a, double b) { return __dmul_rn(a, b); }
+// 2^x to 2 ulp; results below 2^-126 are 0.
+DEV_FN float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0,%1;" : "=f"(y) : "f"(x));
+  return y;
+}
 DEV_FN uint32_t smem(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 DEV_FN void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"

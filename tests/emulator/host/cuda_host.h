@@ -55,6 +55,7 @@ static constexpr int warpSize = 32;
 using std::isfinite;
 using std::isinf;
 using std::isnan;
+using std::signbit;
 #define EMU_SITE const char *file_ = __builtin_FILE(), int line_ = __builtin_LINE()
 namespace emu {
 struct Block;
