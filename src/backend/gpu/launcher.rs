@@ -182,6 +182,10 @@ kernels! {
     Adam = "adam_step",
     /// `tokens.cu`: rows of a batch by number.
     CopyRows = "copy_rows",
+    /// `features.cu`: table and states in shared memory.
+    FeaturesShared = "features_shared",
+    /// `features.cu`: table and states in global memory.
+    FeaturesGlobal = "features_global",
     /// `potential.cu`: log P.
     LogPotential = "log_potential",
     /// `weights.cu`: log w and w.
