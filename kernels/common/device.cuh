@@ -17,6 +17,15 @@
 #define DEV_FN static __device__ __forceinline__
 
 namespace dev {
+// Rounded by itself: nvcc would fuse a * b + c, where the CPU rounds twice.
+DEV_FN double mul_rn(double a, double b) { return __dmul_rn(a, b); }
+// 2^x to 2 ulp; results below 2^-126 are 0.
+DEV_FN float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0,%1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // The address of shared memory as PTX takes it.
 DEV_FN uint32_t smem(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 

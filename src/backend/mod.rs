@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::features::FeatureKernel;
 use crate::potential::PotentialKernel;
 use crate::tokens::TokenKernel;
-use crate::weights::WeightKernel;
+use crate::weights::{StatisticsKernel, WeightKernel};
 
 mod cpu;
 pub mod gpu;
@@ -61,9 +61,15 @@ pub trait Memory: Clone + std::fmt::Debug + Send + Sync + Sized + 'static {
 }
 
 /// A place where the stages run: its memory, and each stage's kernel over it.
-pub trait Backend: Memory + TokenKernel + FeatureKernel + PotentialKernel + WeightKernel + AdamKernel {}
+pub trait Backend:
+    Memory + TokenKernel + FeatureKernel + PotentialKernel + WeightKernel + StatisticsKernel + AdamKernel
+{
+}
 
-impl<B: Memory + TokenKernel + FeatureKernel + PotentialKernel + WeightKernel + AdamKernel> Backend for B {}
+impl<B> Backend for B where
+    B: Memory + TokenKernel + FeatureKernel + PotentialKernel + WeightKernel + StatisticsKernel + AdamKernel
+{
+}
 
 /// `Ok` where `wanted` values fit into `room`.
 fn check_room(wanted: usize, room: usize) -> Result<()> {

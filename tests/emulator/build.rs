@@ -27,7 +27,9 @@ fn main() {
     let mut build = compiler(if sanitizers.is_empty() { 3 } else { 1 });
     // A kernel's product and sum must not fuse on one machine and not on another.
     build.include(&kernels).flag("-xc++").flag("-ffp-contract=off").files(&files);
+    println!("cargo::rustc-check-cfg=cfg(sanitized)");
     if !sanitizers.is_empty() {
+        println!("cargo::rustc-cfg=sanitized");
         sanitize(&mut build, &sanitizers);
     }
     build.compile("emulator_kernels");

@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PACKAGE = ["-p", "ebm-dpg-emulator", "--test", "kernels", "--test", "conformance"]
+PACKAGE = ["-p", "ebm-dpg-emulator", "--tests"]
 SYNCHRONISATION = re.compile(
     r"\b(__syncthreads\w*|__syncwarp|cp_async_wait<.*?>|named_barrier_\w+|cluster_(sync|arrive|wait)|mbar_wait)\(")
 EXEMPT = re.compile(r"// mutation: (.+)")

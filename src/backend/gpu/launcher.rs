@@ -180,6 +180,20 @@ kernels! {
     AdamNorm = "adam_norm",
     /// `adam.cu`: the step.
     Adam = "adam_step",
+    /// `tokens.cu`: rows of a batch by number.
+    CopyRows = "copy_rows",
+    /// `features.cu`: table and states in shared memory.
+    FeaturesShared = "features_shared",
+    /// `features.cu`: table and states in global memory.
+    FeaturesGlobal = "features_global",
+    /// `potential.cu`: log P.
+    LogPotential = "log_potential",
+    /// `weights.cu`: log w and w.
+    Weights = "importance_weights",
+    /// `weights.cu`: sums over one chunk of rows.
+    WeightSums = "weight_sums",
+    /// `weights.cu`: the chunks folded in order.
+    FoldSums = "fold_sums",
 }
 
 /// The arguments of a launch, in order: views, buffers and plain numbers.

@@ -13,6 +13,13 @@ pub struct GpuBuffer<L: Launcher, T: Element> {
     pub(super) element: PhantomData<T>,
 }
 
+impl<L: Launcher, T: Element> GpuBuffer<L, T> {
+    /// The address of the first value.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+}
+
 impl<L: Launcher, T: Element> Drop for GpuBuffer<L, T> {
     fn drop(&mut self) {
         // SAFETY: address and size are those of the allocation, and all views borrow the buffer.

@@ -38,3 +38,4 @@ static constexpr int warpSize = 32;
 using std::isfinite;
 using std::isinf;
 using std::isnan;
+using std::signbit;

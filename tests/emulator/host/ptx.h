@@ -65,6 +65,12 @@ template <float (*ToFloat)(uint16_t)> EMU_ACROSS_LANES void mma_lanes(const Lane
 }  // namespace emu
 
 namespace dev {
+inline double mul_rn(double a, double b) { return a * b; }
+inline float exp2_approx(float x) {
+  const float y = exp2f(x);
+  return y < 0x1p-126f ? 0.0f : y;
+}
+
 inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                               emu::Site at = emu::Site::current()) {
   emu::Mma argument{d, a, b};

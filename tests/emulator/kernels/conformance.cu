@@ -77,7 +77,10 @@ CONFORMANCE_KERNEL(conform_arithmetic) {
   rows.put(uint32_t(int(__fmaf_rn(f, 3.0f, __fadd_rn(f, __fmul_rn(f, 5.0f))))));
   rows.put(uint32_t(int(__expf(f * 0) + __logf(1.0f))));
   rows.put(uint32_t(int(rintf(__fdividef(f, 0.25f) + rsqrtf(0.0625f)))));
-  rows.put(uint32_t(isfinite(f * INFINITY)) * 4 + uint32_t(isinf(INFINITY)) * 2 + uint32_t(isnan(NAN)));
+  rows.put(uint32_t(isfinite(f * INFINITY)) * 4 + uint32_t(isinf(INFINITY)) * 2 + uint32_t(isnan(NAN)) + uint32_t(signbit(-0.0f)) * 8);
+  rows.put(__float_as_uint(dev::exp2_approx(f * 4)));
+  const double a = 1.0 + 0x1p-30;  // a fused product and difference would leave 2^-60
+  rows.put(uint32_t(dev::mul_rn(a, a) - (1.0 + 0x1p-29) == 0));
 }
 
 // in: bits of a float per thread. out: as half and bfloat16, alone and in pairs.

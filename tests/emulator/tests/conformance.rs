@@ -150,9 +150,19 @@ mod cases {
         let v = numbers(64);
         let of = |t: usize| v[t] as i32 - 50;
         let min_max = |t: usize| (of(t).min(7) * 1000 + of(t).max(-7)) as u32;
+        let power = |t: usize| if of(t) * 4 < -126 { 0 } else { 2f32.powi(of(t) * 4).to_bits() };
         expect_rows(
-            &run("conform_arithmetic", Shape::new(1, 64), &v, 384),
-            &[&min_max, &min_max, &|t| (of(t) * 9) as u32, &|_| 1, &|t| (of(t) * 4 + 4) as u32, &|_| 3],
+            &run("conform_arithmetic", Shape::new(1, 64), &v, 512),
+            &[
+                &min_max,
+                &min_max,
+                &|t| (of(t) * 9) as u32,
+                &|_| 1,
+                &|t| (of(t) * 4 + 4) as u32,
+                &|_| 11,
+                &power,
+                &|_| 1,
+            ],
         );
     }
 

@@ -3,20 +3,9 @@
 use ebm_dpg::adam::{AdamKernel, AdamOptions, AdamState};
 use ebm_dpg::backend::gpu::{Gpu, Launcher};
 use ebm_dpg::backend::{Cpu, Memory};
-use ebm_dpg_emulator::{Emulator, Schedule};
 
-/// Runs `case` on every schedule of the emulator.
-macro_rules! on_every_backend {
-    ($($name:ident),* $(,)?) => {
-        $(#[test]
-        fn $name() {
-            for schedule in Schedule::all() {
-                let gpu = Emulator::open(schedule).expect("opened");
-                cases::$name(&gpu);
-            }
-        })*
-    };
-}
+mod support;
+use support::on_every_backend;
 
 on_every_backend!(adam_follows_the_cpu);
 
