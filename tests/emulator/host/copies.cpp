@@ -7,7 +7,8 @@ namespace emu {
 static void land(const Copy& copy) {
   volatile size_t bytes = copy.from_bytes;  // unknown to the compiler: it must call memcpy, which sanitizers intercept
   memcpy(copy.to, copy.from, bytes);
-  if (copy.from_bytes < copy.bytes) memset(static_cast<char*>(copy.to) + copy.from_bytes, 0, copy.bytes - copy.from_bytes);
+  const size_t rest = copy.bytes - copy.from_bytes;
+  if (rest) memset(static_cast<char*>(copy.to) + copy.from_bytes, 0, rest);
 }
 
 // ---- cp.async

@@ -1,6 +1,7 @@
 // internal.h -- the state of a launch, and what the files of the runtime call of each other.
 #pragma once
 #include <memory>
+#include <queue>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,7 @@ struct Meeting : Lanes {
   uint32_t arrived = 0;
 };
 struct Warp {
+  uint32_t rank = 0;  // see wake
   uint32_t returned = ~0u;  // or never there
   Fiber* lanes[32] = {};
   std::vector<Meeting> meetings;
@@ -51,6 +53,7 @@ struct Fiber : Thread {
   Block* home = nullptr;
   Warp* warp = nullptr;
   State state = State::Returned;
+  uint32_t number = 0;  // among the threads of its cluster
   const char* waits_in = "";
   Site waits_at;
   Votes votes{};                    // the result of its last block barrier
@@ -87,8 +90,7 @@ struct Launch {
   std::vector<std::unique_ptr<Fiber>> fibers{};  // of the cluster that runs, thread by thread, block by block
   std::vector<std::unique_ptr<Block>> blocks{};
   ClusterBarrier cluster{};
-  std::vector<Fiber*> ready{};
-  size_t next_ready = 0;  // those before have been taken
+  std::priority_queue<std::pair<uint64_t, Fiber*>> ready{};
   std::vector<Fiber*> mbarrier_waiters{};
   std::vector<Copy> bulk_copies{};
   unsigned running = 0;  // fibers that have not returned

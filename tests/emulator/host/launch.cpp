@@ -23,6 +23,7 @@ static std::unique_ptr<Block> make_block(uint3 index, unsigned rank) {
   static_cast<BlockInfo&>(*block) = {index, dimensions(config->block), dimensions(config->grid), rank, config->cluster};
   block->threads = config->block[0] * config->block[1] * config->block[2];
   block->warps.resize((block->threads + 31) / 32);
+  for (Warp& warp : block->warps) warp.rank = uint32_t(launch->random());
   make_shared_memory(block.get());
   return block;
 }
@@ -44,7 +45,8 @@ static void make_fiber(Block* block, unsigned number, size_t slot, char* stacks)
   fiber->tsan = tsan::create();
   if (tsan::on()) __tsan_set_fiber_name(fiber->tsan, describe(fiber.get()).c_str());
   prepare(fiber.get(), &fiber_main);
-  launch->ready.push_back(fiber.get());
+  fiber->number = uint32_t(slot);
+  wake(fiber.get());
   launch->fibers.push_back(std::move(fiber));
 }
 
@@ -74,8 +76,7 @@ static void run_cluster(uint3 first) {
   const unsigned threads = config->block[0] * config->block[1] * config->block[2];
   launch->fibers.clear();
   launch->blocks.clear();
-  launch->ready.clear();
-  launch->next_ready = 0;
+  launch->ready = {};
   launch->running = launch->cluster.threads = config->cluster * threads;
   // Fresh stacks, as their mapping is what clears the thread sanitizer's memory of them.
   const size_t bytes = launch->running * stack_bytes();
@@ -87,7 +88,6 @@ static void run_cluster(uint3 first) {
     for (unsigned number = 0; number < threads; number++)
       make_fiber(launch->blocks[rank].get(), number, rank * threads + number, static_cast<char*>(stacks));
   }
-  if (config->order == 1) std::reverse(launch->ready.begin(), launch->ready.end());
   run_fibers();
   for (auto& block : launch->blocks) check_overruns(block.get());
   if (tsan::on()) free_under_thread_sanitizer(static_cast<char*>(stacks), bytes);
@@ -107,7 +107,8 @@ static std::vector<uint3> clusters(const EmulatorConfig* config) {
 static std::string refuse(const EmulatorConfig* config) {
   const auto [grid, block] = std::pair(dimensions(config->grid), dimensions(config->block));
   const uint64_t threads = uint64_t(block.x) * block.y * block.z;
-  if (!threads || threads > 1024 || block.z > 64) return text("a block of %u x %u x %u threads", block.x, block.y, block.z);
+  if (!threads || threads > 1024 || block.z > 64)
+    return text("a block of %u x %u x %u threads", block.x, block.y, block.z);
   if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
     return text("a grid of %u x %u x %u blocks", grid.x, grid.y, grid.z);
   if (config->shared_bytes > 227 << 10) return text("%u bytes of dynamic shared memory", config->shared_bytes);

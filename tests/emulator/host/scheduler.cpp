@@ -82,21 +82,15 @@ static void report_deadlock() {
 }
 
 static Fiber* take_ready() {
-  auto& ready = launch->ready;
-  size_t& next = launch->next_ready;
-  if (launch->is_random()) std::swap(ready[next], ready[next + launch->random() % (ready.size() - next)]);
-  Fiber* fiber = ready[next++];
-  if (next > 4096 && next * 2 > ready.size()) {
-    ready.erase(ready.begin(), ready.begin() + long(next));
-    next = 0;
-  }
+  Fiber* fiber = launch->ready.top().second;
+  launch->ready.pop();
   return fiber;
 }
 
 static Fiber* pick() {
   RuntimeScope scope;
   while (!launch->failed()) {
-    if (launch->next_ready < launch->ready.size()) return take_ready();
+    if (!launch->ready.empty()) return take_ready();
     if (!launch->bulk_copies.empty()) {  // nothing else can go on: the latest that a copy may land
       land_a_bulk_copy();
       continue;
@@ -109,19 +103,29 @@ static Fiber* pick() {
 
 void run_fibers() { switch_to(pick()); }
 
+// The first thread, or the last, of those that can run, so that warps get as far apart as barriers let them. At random:
+// the lanes of the warp of highest rank, in any order; ranks change now and then.
+static uint64_t priority(Fiber* fiber) {
+  if (launch->config->order == 0) return ~fiber->number;
+  if (launch->config->order == 1) return fiber->number;
+  if (launch->random() % 16 == 0) fiber->warp->rank = uint32_t(launch->random());
+  return uint64_t(fiber->warp->rank) << 32 | uint32_t(launch->random());
+}
 void wake(Fiber* fiber) {
   RuntimeScope scope;
   fiber->state = State::Ready;
-  launch->ready.push_back(fiber);
+  launch->ready.push({priority(fiber), fiber});
 }
 void wait_here(const char* what, Site at) {
   Fiber* fiber = self();
+  if (launch->config->copies == 2 && launch->random() % 4 == 0) land_all_copies(fiber);
   fiber->state = State::Waiting;
   fiber->waits_in = what;
   fiber->waits_at = at;
   switch_to(pick());
 }
 void yield() {
+  self()->warp->rank = uint32_t(launch->random());
   wake(self());
   switch_to(pick());
 }

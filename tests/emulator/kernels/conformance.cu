@@ -59,13 +59,14 @@ CONFORMANCE_KERNEL(conform_bits) {
   const unsigned long long wide = static_cast<unsigned long long>(v) * 0x100000001ull << 7;
   Rows rows{out};
   rows.put(uint32_t(__popc(v) | __clz(int(v)) << 8 | __ffs(int(v)) << 16));
-  rows.put(uint32_t(__popcll(wide) | __clzll(static_cast<long long>(wide)) << 8 | __ffsll(static_cast<long long>(wide)) << 16));
+  const long long bits = static_cast<long long>(wide);
+  rows.put(uint32_t(__popcll(wide) | __clzll(bits) << 8 | __ffsll(bits) << 16));
   rows.put(__umulhi(v, 0x9E3779B9u));
   rows.put(uint32_t(__umul64hi(wide, 0x9E3779B97F4A7C15ull)));
   rows.put(__byte_perm(v, 0xaabbccdd, 0x7152));
   rows.put(__byte_perm(v, 0xaabbccdd, 0xf98c));
   rows.put(__float_as_uint(__uint_as_float(v)) ^ uint32_t(__float_as_int(__int_as_float(int(v)))));
-  rows.put(uint32_t(__double_as_longlong(__longlong_as_double(static_cast<long long>(wide))) >> 32));
+  rows.put(uint32_t(__double_as_longlong(__longlong_as_double(bits)) >> 32));
 }
 
 CONFORMANCE_KERNEL(conform_arithmetic) {
@@ -77,7 +78,8 @@ CONFORMANCE_KERNEL(conform_arithmetic) {
   rows.put(uint32_t(int(__fmaf_rn(f, 3.0f, __fadd_rn(f, __fmul_rn(f, 5.0f))))));
   rows.put(uint32_t(int(__expf(f * 0) + __logf(1.0f))));
   rows.put(uint32_t(int(rintf(__fdividef(f, 0.25f) + rsqrtf(0.0625f)))));
-  rows.put(uint32_t(isfinite(f * INFINITY)) * 4 + uint32_t(isinf(INFINITY)) * 2 + uint32_t(isnan(NAN)) + uint32_t(signbit(-0.0f)) * 8);
+  rows.put(uint32_t(signbit(-0.0f)) * 8 + uint32_t(isfinite(f * INFINITY)) * 4 + uint32_t(isinf(INFINITY)) * 2 +
+           uint32_t(isnan(NAN)));
   rows.put(__float_as_uint(dev::exp2_approx(f * 4)));
   const double a = 1.0 + 0x1p-30;  // a fused product and difference would leave 2^-60
   rows.put(uint32_t(dev::mul_rn(a, a) - (1.0 + 0x1p-29) == 0));
@@ -162,11 +164,14 @@ CONFORMANCE_KERNEL(conform_block_sum) {
   const uint32_t v = in[threadIdx.x];
   const uint32_t whole = block_sum(v), again = block_sum(v * 2);
   const double real = block_sum(double(v)), other = block_sum(double(v) * 2);
+  const uint32_t most = block_max(v + 101 * threadIdx.x), rest = block_max(100 - v);
   if (threadIdx.x != 0) return;
   out[0] = whole;
   out[1] = again;
   out[2] = uint32_t(real);
   out[3] = uint32_t(other);
+  out[4] = most;
+  out[5] = rest;
 }
 
 // ---- Memory

@@ -265,8 +265,9 @@ mod cases {
         for threads in [32, 96, 1024] {
             let v = numbers(threads);
             let sum: u32 = v.iter().sum();
-            let got = run("conform_block_sum", Shape::new(1, threads as u32), &v, 4);
-            assert_eq!(got, [sum, sum * 2, sum, sum * 2], "{threads} threads");
+            let got = run("conform_block_sum", Shape::new(1, threads as u32), &v, 6);
+            let (most, least) = (v[threads - 1] + 101 * (threads as u32 - 1), v.iter().min().unwrap());
+            assert_eq!(got, [sum, sum * 2, sum, sum * 2, most, 100 - least], "{threads} threads");
         }
     }
 
