@@ -19,14 +19,14 @@ template <typename T> DEV_FN T warp_max(T value) {
   return value;
 }
 
-// The sum over a block of up to 1024 threads, a multiple of 32; valid in thread 0.
+// The sum over a block of up to 1024 threads, a multiple of 32; valid in all of them.
 template <typename T> DEV_FN T block_sum(T value) {
   SHARED(T, partial, [32]);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   value = warp_sum(value);
   if (lane == 0) partial[warp] = value;
   __syncthreads();
-  if (warp == 0) value = warp_sum(lane < warps ? partial[lane] : T(0));
+  value = warp_sum(lane < warps ? partial[lane] : T(0));
   __syncthreads();  // the array may be used again
   return value;
 }
@@ -38,7 +38,7 @@ template <typename T> DEV_FN T block_max(T value) {
   value = warp_max(value);
   if (lane == 0) partial[warp] = value;
   __syncthreads();
-  if (warp == 0) value = warp_max(partial[lane < warps ? lane : 0]);
+  value = warp_max(partial[lane < warps ? lane : 0]);
   __syncthreads();  // the array may be used again
   return value;
 }

@@ -22,6 +22,8 @@ impl Element for u32 {}
 impl Element for i32 {}
 impl Element for u16 {}
 impl Element for u64 {}
+impl Element for half::f16 {}
+impl Element for half::bf16 {}
 
 /// Where values live: the memory that a backend's stages work on.
 pub trait Memory: Clone + std::fmt::Debug + Send + Sync + Sized + 'static {

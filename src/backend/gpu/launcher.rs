@@ -194,6 +194,44 @@ kernels! {
     WeightSums = "weight_sums",
     /// `weights.cu`: the chunks folded in order.
     FoldSums = "fold_sums",
+    /// `log_prob.cu`: log-probs, a warp per row, f32.
+    LogProbWarpF32 = "log_prob_warp_f32",
+    /// `log_prob.cu`: log-probs, a warp per row, f16.
+    LogProbWarpF16 = "log_prob_warp_f16",
+    /// `log_prob.cu`: log-probs, a warp per row, bf16.
+    LogProbWarpBf16 = "log_prob_warp_bf16",
+    /// `log_prob.cu`: log-probs, a block per row, f32.
+    LogProbBlockF32 = "log_prob_block_f32",
+    /// `log_prob.cu`: log-probs, a block per row, f16.
+    LogProbBlockF16 = "log_prob_block_f16",
+    /// `log_prob.cu`: log-probs, a block per row, bf16.
+    LogProbBlockBf16 = "log_prob_block_bf16",
+    /// `gradient.cu`: gradients, a warp per row, f32.
+    GradientWarpF32 = "gradient_warp_f32",
+    /// `gradient.cu`: gradients, a warp per row, f16.
+    GradientWarpF16 = "gradient_warp_f16",
+    /// `gradient.cu`: gradients, a warp per row, bf16.
+    GradientWarpBf16 = "gradient_warp_bf16",
+    /// `gradient.cu`: gradients, a block per row, f32.
+    GradientBlockF32 = "gradient_block_f32",
+    /// `gradient.cu`: gradients, a block per row, f16.
+    GradientBlockF16 = "gradient_block_f16",
+    /// `gradient.cu`: gradients, a block per row, bf16.
+    GradientBlockBf16 = "gradient_block_bf16",
+    /// `gradient.cu`: gradients of whole sequences, a warp per row, f32.
+    GradientSequencesWarpF32 = "gradient_sequences_warp_f32",
+    /// `gradient.cu`: gradients of whole sequences, a warp per row, f16.
+    GradientSequencesWarpF16 = "gradient_sequences_warp_f16",
+    /// `gradient.cu`: gradients of whole sequences, a warp per row, bf16.
+    GradientSequencesWarpBf16 = "gradient_sequences_warp_bf16",
+    /// `gradient.cu`: gradients of whole sequences, a block per row, f32.
+    GradientSequencesBlockF32 = "gradient_sequences_block_f32",
+    /// `gradient.cu`: gradients of whole sequences, a block per row, f16.
+    GradientSequencesBlockF16 = "gradient_sequences_block_f16",
+    /// `gradient.cu`: gradients of whole sequences, a block per row, bf16.
+    GradientSequencesBlockBf16 = "gradient_sequences_block_bf16",
+    /// `log_prob.cu`: sums over the rows of each sequence.
+    SequenceSums = "sequence_sums",
 }
 
 /// The arguments of a launch, in order: views, buffers and plain numbers.
