@@ -98,7 +98,7 @@ mod cases {
     pub fn indices(run: Run) {
         let grid = Grid { blocks: [3, 2], ..Grid::new(1, 40) };
         let got = run("conform_indices", Shape(grid, 1), &[5], 240);
-        expect_rows(&got, &[&|i| ((i / 40) << 16 | 2 << 12 | 5 << 8 | i % 40) as u32]);
+        expect_rows(&got, &[&|i| ((i / 40) << 16 | 2 << 12 | 5 << 8 | (i % 40)) as u32]);
     }
 
     pub fn vectors(run: Run) {
