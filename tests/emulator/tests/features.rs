@@ -26,7 +26,7 @@ mod cases {
             let length = row * 13 % longest;
             let content = random[row * longest..][..length].iter();
             let mut tokens: Vec<u32> = content.map(|v| u32::from(*v > 0.0) + u32::from(*v > 0.8)).collect();
-            tokens.push(if length + 1 == longest && row % 2 == 0 { 1 } else { space.eos });
+            tokens.push(if length + 1 == longest && row.is_multiple_of(2) { 1 } else { space.eos });
             tokens
         };
         Batch::from_sequences(space, &(0..rows).map(sequence).collect::<Vec<_>>()).unwrap()
