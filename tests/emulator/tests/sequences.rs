@@ -25,7 +25,7 @@ mod cases {
         let sequence = |row: usize| {
             let length = row % space.longest as usize;
             let mut tokens: Vec<u32> = (0..length).map(|t| ((row * 7 + t * 3) % 4) as u32).collect();
-            tokens.push(if length + 1 == space.longest as usize && row % 2 == 0 { 1 } else { space.eos });
+            tokens.push(if length + 1 == space.longest as usize && row.is_multiple_of(2) { 1 } else { space.eos });
             tokens
         };
         Batch::from_sequences(space, &(0..rows).map(sequence).collect::<Vec<_>>()).unwrap()
