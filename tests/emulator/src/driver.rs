@@ -109,7 +109,8 @@ extern "C" fn prepare(kernel: *const c_char, grid: *const [u32; 4], parameters: 
 
 /// The codes of a signature: a letter each, and the digits behind it.
 fn codes(signature: &str) -> Vec<&str> {
-    let mut starts: Vec<usize> = signature.char_indices().filter(|(_, c)| c.is_alphabetic()).map(|(at, _)| at).collect();
+    let mut starts: Vec<usize> =
+        signature.char_indices().filter(|(_, c)| c.is_alphabetic()).map(|(at, _)| at).collect();
     starts.push(signature.len());
     starts.windows(2).map(|pair| &signature[pair[0]..pair[1]]).collect()
 }

@@ -1,6 +1,6 @@
 //! Kernels that promise the same bits whatever the grid keep the promise.
 
-use ebm_dpg::backend::gpu::{Argument, Grid, Kernel};
+use ebm_dpg::backend::gpu::{Argument, Grid, Kernel, Launcher};
 use ebm_dpg_emulator::{Emulated, Emulator, Schedule};
 
 mod support;
@@ -13,7 +13,7 @@ fn same_for_every_grid(kernel: Kernel, threads: u32, len: usize, arguments: impl
         let out = upload(&gpu, &vec![7.0_f64; len]);
         let arguments = arguments(Argument::from(&out));
         // SAFETY: the callers' arguments are the kernel's, over buffers that outlive the launch.
-        unsafe { gpu.launcher().run(kernel.symbol(), Grid::new(blocks, threads), &arguments) }.expect("runs");
+        unsafe { gpu.launcher().launch(kernel, Grid::new(blocks, threads), &arguments) }.expect("runs");
         bits64(&download(&gpu, &out))
     };
     let one = run(1);
