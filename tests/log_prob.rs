@@ -3,8 +3,8 @@
 mod oracle;
 
 use ebm_dpg::backend::Cpu;
-use ebm_dpg::gradient::gradient;
-use ebm_dpg::log_prob::log_prob;
+use ebm_dpg::gradient::{gradient, gradient_with};
+use ebm_dpg::log_prob::{Logit, SoftmaxOptions, log_prob, log_prob_with};
 use ebm_dpg::{Error, Result};
 use oracle::{assert_block_close, assert_close, log_softmax, random};
 
@@ -95,6 +95,44 @@ fn misfits_are_errors() {
     assert!(score(0, &[], &[]).is_err() && score(usize::MAX, &logits, &[0; 3]).is_err());
     assert!(log_prob(&Cpu, 4, &logits, &[0; 3], &mut [0.0; 2]).is_err());
     assert!(score(4, &[], &[]).unwrap().is_empty());
+}
+
+fn by_temperature_and_mask<T: Logit>(vocab: usize) {
+    let logits: Vec<T> = random(9, vocab, 16.0).into_iter().map(T::from_f32).collect();
+    let mask: Vec<u32> = (0..vocab.div_ceil(32)).map(|word| 0xB6DB_6DB7_u32.rotate_left(word as u32)).collect();
+    let allowed = |t: usize| mask[t / 32] >> (t % 32) & 1 == 1;
+    let scaled = |t: usize| if allowed(t) { f64::from(logits[t].to_f32()) * 0.75 } else { f64::NEG_INFINITY };
+    let exact = log_softmax(&(0..vocab).map(scaled).collect::<Vec<_>>());
+    let softmax = SoftmaxOptions::<Cpu> { scale: 0.75, mask: Some(&mask) };
+    let tokens: Vec<u32> = (0..vocab as u32).step_by(vocab / 2).collect();
+    let mut out = vec![7.0; tokens.len()];
+    let (mut rows, weights) = (logits.repeat(tokens.len()), vec![2.0; tokens.len()]);
+    log_prob_with(&Cpu, &softmax, vocab, &rows[..], &tokens, &mut out).unwrap();
+    let want: Vec<f64> = tokens.iter().map(|&t| exact[t as usize]).collect();
+    assert_close("log-probs", &out, &want, 2e-6);
+    gradient_with(&Cpu, &softmax, vocab, &tokens, &weights, &mut rows[..], &mut out).unwrap();
+    assert_close("log-probs of the gradient", &out, &want, 2e-6);
+    for (row, &token) in rows.chunks(vocab).zip(&tokens) {
+        let onehot = |t: usize| f64::from(u8::from(t == token as usize));
+        let want: Vec<f64> = (0..vocab).map(|t| 1.5 * (onehot(t) - exact[t].exp())).collect();
+        let got: Vec<f32> = row.iter().map(|value| value.to_f32()).collect();
+        assert_close("gradient", &got, &want, T::pick([1e-6, 1e-3, 8e-3]));
+    }
+}
+
+#[test]
+fn temperature_and_mask_in_every_precision() {
+    for vocab in [2, 33, 1003] {
+        by_temperature_and_mask::<f32>(vocab);
+        by_temperature_and_mask::<half::f16>(vocab);
+        by_temperature_and_mask::<half::bf16>(vocab);
+    }
+    for scale in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        let softmax = SoftmaxOptions { scale, mask: None };
+        assert!(log_prob_with(&Cpu, &softmax, 2, &[0.0_f32; 2][..], &[0], &mut [0.0]).is_err());
+    }
+    let short = SoftmaxOptions::<Cpu> { scale: 1.0, mask: Some(&[1]) };
+    assert!(log_prob_with(&Cpu, &short, 33, &[0.0_f32; 33][..], &[0], &mut [0.0]).is_err());
 }
 
 /// (gradient, log-probs).

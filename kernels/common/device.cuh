@@ -1,39 +1,131 @@
 // device.cuh -- everything that the kernels use beyond plain CUDA C++ goes through here: under nvcc inline PTX, under
-// the host's C++ compiler the emulation in tests/emulator.
+// the host's C++ compiler the emulation in tests/emulator/host. A new wrapper needs its twin in host/ptx.h and a case in
+// tests/emulator/kernels/conformance.cu.
 #pragma once
 #if defined(__CUDACC__)
 #include <cstdint>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+
+// SHARED(float, tile, [16][64]); and, once per kernel, SHARED_DYN(float, tile);
 #define SHARED(T, name, dims) __shared__ T name dims
-#define SHARED_DYN(T, name)                                  \
+#define SHARED_DYN(T, name)                                   \
   extern __shared__ __align__(128) unsigned char dyn_smem_[]; \
   T* name = reinterpret_cast<T*>(dyn_smem_)
+// Names a kernel for the emulator's table; a driver finds it by its symbol.
 #define EXPORT_KERNEL(f)
 #define DEV_FN static __device__ __forceinline__
+
 namespace dev {
+// Rounded by itself: nvcc would fuse a * b + c, where the CPU rounds twice.
+DEV_FN double mul_rn(double a, double b) { return __dmul_rn(a, b); }
+// 2^x to 2 ulp; results below 2^-126 are 0.
+DEV_FN float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0,%1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// The address of shared memory as PTX takes it.
 DEV_FN uint32_t smem(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
+// d += a b for a warp: 16x16 (row-major) times 16x8 (column-major), in the fragments of the PTX manual.
+#define DEV_MMA_M16N8K16(TYPE)                                                             \
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 "              \
+               "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"                        \
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                            \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
 DEV_FN void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  DEV_MMA_M16N8K16("bf16");
 }
 DEV_FN void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  DEV_MMA_M16N8K16("f16");
 }
-DEV_FN void ldmatrix_x4(uint32_t (&r)[4], const void* p) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(smem(p)) : "memory");
+#undef DEV_MMA_M16N8K16
+
+// Four 8x8 matrices of 16-bit values from shared memory; lane i names row i % 8 of matrix i / 8, aligned to 16 bytes.
+DEV_FN void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(smem(row))
+               : "memory");
 }
-DEV_FN void ldmatrix_x4_trans(uint32_t (&r)[4], const void* p) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3},[%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(smem(p)) : "memory");
+// The same, each matrix transposed.
+DEV_FN void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3},[%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(smem(row))
+               : "memory");
 }
-DEV_FN void cp_async16(void* s, const void* g, unsigned src_bytes = 16) {
-  asm volatile("cp.async.cg.shared.global [%0],[%1],16,%2;" ::"r"(smem(s)), "l"(g), "r"(src_bytes) : "memory");
+
+// 16 bytes of shared memory from global memory, asynchronously: the first `bytes` from there, the rest zeros.
+DEV_FN void cp_async16(void* to, const void* from, unsigned bytes = 16) {
+  asm volatile("cp.async.cg.shared.global [%0],[%1],16,%2;" ::"r"(smem(to)), "l"(from), "r"(bytes) : "memory");
 }
+// Makes a group of this thread's copies so far.
 DEV_FN void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits for all but the N latest groups of this thread; a barrier must follow before other threads read.
 template <int N> DEV_FN void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
+// Barrier `id` (1..15) among `threads` threads, a multiple of 32: to wait at it, or only to be counted.
+DEV_FN void named_barrier_sync(int id, int threads) {
+  asm volatile("bar.sync %0,%1;" ::"r"(id), "r"(threads) : "memory");
+}
+DEV_FN void named_barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0,%1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+// A cluster of blocks: its size, this block's number, a barrier, and the same shared variable of another block.
+DEV_FN uint32_t cluster_size() {
+  uint32_t size;
+  asm volatile("mov.u32 %0,%%cluster_nctarank;" : "=r"(size));
+  return size;
+}
+DEV_FN uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0,%%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+DEV_FN void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEV_FN void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+DEV_FN void cluster_sync() {
+  cluster_arrive();
+  cluster_wait();
+}
+template <typename T> DEV_FN T* cluster_map(T* p, uint32_t rank) {
+  uint64_t address;
+  asm volatile("mapa.u64 %0,%1,%2;" : "=l"(address) : "l"(p), "r"(rank));
+  return reinterpret_cast<T*>(address);
+}
+
+// An mbarrier in shared memory: phases that end when `count` threads have arrived and all expected bytes have landed.
+DEV_FN void mbar_init(uint64_t* bar, unsigned count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0],%1;" ::"r"(smem(bar)), "r"(count) : "memory");
+}
+// After the initialisation, before anything else (a bulk copy, another block) uses the barrier.
+DEV_FN void mbar_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+DEV_FN void mbar_arrive(uint64_t* bar) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _,[%0];" ::"r"(smem(bar)) : "memory");
+}
+DEV_FN void mbar_arrive_expect_tx(uint64_t* bar, unsigned bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _,[%0],%1;" ::"r"(smem(bar)), "r"(bytes) : "memory");
+}
+// Waits for the end of the phase of this parity.
+DEV_FN void mbar_wait(uint64_t* bar, unsigned parity) {
+  asm volatile("{\n.reg .pred p;\nW_%=:\nmbarrier.try_wait.parity.shared::cta.b64 p,[%0],%1;\n@!p bra W_%=;\n}"
+               ::"r"(smem(bar)), "r"(parity)
+               : "memory");
+}
+// `bytes` (a multiple of 16) of shared memory from global memory, both aligned to 16, counted at the mbarrier.
+DEV_FN void bulk_load(void* to, const void* from, unsigned bytes, uint64_t* bar) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0],[%1],%2,[%3];"
+               ::"r"(smem(to)), "l"(from), "r"(bytes), "r"(smem(bar))
+               : "memory");
+}
+#endif
 }  // namespace dev
 #else
-#include "cuda_host_ptx.h"
+#include "emulator.h"
 #define DEV_FN static inline
 #endif

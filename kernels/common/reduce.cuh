@@ -9,14 +9,36 @@ template <typename T> DEV_FN T warp_sum(T value) {
   return value;
 }
 
-// The sum over a block of up to 1024 threads, a multiple of 32; valid in thread 0.
+// The largest of the warp's values, a NaN left out; valid in all lanes.
+template <typename T> DEV_FN T warp_max(T value) {
+#pragma unroll
+  for (int distance = 16; distance; distance >>= 1) {
+    const T other = __shfl_xor_sync(~0u, value, distance);
+    value = other > value ? other : value;
+  }
+  return value;
+}
+
+// The sum over a block of up to 1024 threads, a multiple of 32; valid in all of them.
 template <typename T> DEV_FN T block_sum(T value) {
   SHARED(T, partial, [32]);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   value = warp_sum(value);
   if (lane == 0) partial[warp] = value;
   __syncthreads();
-  if (warp == 0) value = warp_sum(lane < warps ? partial[lane] : T(0));
+  value = warp_sum(lane < warps ? partial[lane] : T(0));
+  __syncthreads();  // the array may be used again
+  return value;
+}
+
+// The largest of a block's values, as block_sum; a NaN may be left out.
+template <typename T> DEV_FN T block_max(T value) {
+  SHARED(T, partial, [32]);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  value = warp_max(value);
+  if (lane == 0) partial[warp] = value;
+  __syncthreads();
+  value = warp_max(partial[lane < warps ? lane : 0]);
   __syncthreads();  // the array may be used again
   return value;
 }

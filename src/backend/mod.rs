@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::features::FeatureKernel;
 use crate::potential::PotentialKernel;
 use crate::tokens::TokenKernel;
-use crate::weights::WeightKernel;
+use crate::weights::{StatisticsKernel, WeightKernel};
 
 mod cpu;
 pub mod gpu;
@@ -22,6 +22,8 @@ impl Element for u32 {}
 impl Element for i32 {}
 impl Element for u16 {}
 impl Element for u64 {}
+impl Element for half::f16 {}
+impl Element for half::bf16 {}
 
 /// Where values live: the memory that a backend's stages work on.
 pub trait Memory: Clone + std::fmt::Debug + Send + Sync + Sized + 'static {
@@ -61,9 +63,15 @@ pub trait Memory: Clone + std::fmt::Debug + Send + Sync + Sized + 'static {
 }
 
 /// A place where the stages run: its memory, and each stage's kernel over it.
-pub trait Backend: Memory + TokenKernel + FeatureKernel + PotentialKernel + WeightKernel + AdamKernel {}
+pub trait Backend:
+    Memory + TokenKernel + FeatureKernel + PotentialKernel + WeightKernel + StatisticsKernel + AdamKernel
+{
+}
 
-impl<B: Memory + TokenKernel + FeatureKernel + PotentialKernel + WeightKernel + AdamKernel> Backend for B {}
+impl<B> Backend for B where
+    B: Memory + TokenKernel + FeatureKernel + PotentialKernel + WeightKernel + StatisticsKernel + AdamKernel
+{
+}
 
 /// `Ok` where `wanted` values fit into `room`.
 fn check_room(wanted: usize, room: usize) -> Result<()> {

@@ -50,11 +50,38 @@ pub(super) struct Entry {
     pub targets: u32,
 }
 
+impl Entry {
+    /// Words of state between two tokens, as `kernels/features.cu` lays them out.
+    fn state_words(&self) -> usize {
+        match self.kind {
+            AUTOMATON => 1,
+            SUBSTRING => 3,
+            EDIT => 2 + 2 * self.extent as usize,
+            _ => 0,
+        }
+    }
+}
+
+/// The entries of a table's words.
+fn entries(words: &[u32], vocab: u32) -> &[Entry] {
+    let start = HEADER + vocab as usize;
+    bytemuck::cast_slice(&words[start..start + words[0] as usize * (size_of::<Entry>() / 4)])
+}
+
 /// A compiled [`FeatureSet`]: one flat table in a backend's memory.
 pub struct FeatureTable<B: Memory = Cpu> {
     space: Space,
     len: usize,
     words: B::Buffer<u32>,
+    /// Words of state that a walk over one row holds for all entries; what GPU kernels need to know before a launch.
+    state_words: usize,
+}
+
+impl<B: Memory> FeatureTable<B> {
+    /// Words of state per row.
+    pub(super) fn state_words(&self) -> usize {
+        self.state_words
+    }
 }
 
 impl<B: Backend> FeatureTable<B> {
@@ -109,8 +136,7 @@ impl FeatureTable<Cpu> {
 
     /// The entries.
     pub(super) fn entries(&self) -> &[Entry] {
-        let start = HEADER + self.space.vocab as usize;
-        bytemuck::cast_slice(&self.words[start..start + self.words[0] as usize * (size_of::<Entry>() / 4)])
+        entries(&self.words, self.space.vocab)
     }
 
     /// `len` words from `offset` on.
@@ -130,7 +156,8 @@ impl FeatureSet {
         let words = self.words()?;
         let mut buffer = backend.zeros(words.len(), "feature table")?;
         backend.upload(&words, &mut buffer)?;
-        Ok(FeatureTable { space: self.space(), len: self.len(), words: buffer })
+        let state_words = entries(&words, self.space().vocab).iter().map(Entry::state_words).sum();
+        Ok(FeatureTable { space: self.space(), len: self.len(), words: buffer, state_words })
     }
 
     fn words(&self) -> Result<Vec<u32>> {

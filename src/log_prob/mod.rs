@@ -8,15 +8,33 @@ use crate::backend::{Backend, Cpu, Memory};
 use crate::error::{Error, Result, expect_len};
 use crate::tokens::Token;
 
-/// The kernel of this stage.
+mod gpu;
+mod logit;
+mod sequences;
+
+pub(crate) use gpu::Team;
+pub use logit::{Logit, SoftmaxOptions};
+pub(crate) use sequences::check_offsets;
+pub use sequences::sequence_sums;
+
+/// The kernels of this stage.
 pub trait LogProbKernel: Memory {
-    /// See [`log_prob`]; shapes are already checked, values are not.
-    fn log_prob(
+    /// See [`log_prob_with`]; shapes and options are already checked, values are not.
+    fn log_prob<T: Logit>(
         &self,
+        softmax: &SoftmaxOptions<'_, Self>,
         vocab: usize,
-        logits: Self::View<'_, f32>,
+        logits: Self::View<'_, T>,
         tokens: Self::View<'_, Token>,
         log_probs: Self::ViewMut<'_, f32>,
+    ) -> Result<()>;
+
+    /// See [`sequence_sums`]; shapes are already checked, values are not.
+    fn sequence_sums(
+        &self,
+        offsets: Self::View<'_, u64>,
+        log_probs: Self::View<'_, f32>,
+        sums: Self::ViewMut<'_, f64>,
     ) -> Result<()>;
 }
 
@@ -38,30 +56,63 @@ pub trait LogProbKernel: Memory {
 /// # Errors
 /// Lengths that do not fit; on the host also a NaN or +∞ logit, a row of −∞ only, a token outside the vocabulary, each
 /// naming the first such row. Nothing is written then. No rows are a no-op.
-pub fn log_prob<B: Backend + LogProbKernel>(
+pub fn log_prob<B: Backend + LogProbKernel, T: Logit>(
     backend: &B,
     vocab: usize,
-    logits: B::View<'_, f32>,
+    logits: B::View<'_, T>,
+    tokens: B::View<'_, Token>,
+    log_probs: B::ViewMut<'_, f32>,
+) -> Result<()> {
+    log_prob_with(backend, &SoftmaxOptions::default(), vocab, logits, tokens, log_probs)
+}
+
+/// [`log_prob`] of softmax(scale·logits) over the tokens that a mask allows.
+///
+/// # Errors
+/// As there, and options outside their range. A row whose allowed logits are all −∞ counts as one of −∞ only.
+pub fn log_prob_with<B: Backend + LogProbKernel, T: Logit>(
+    backend: &B,
+    softmax: &SoftmaxOptions<'_, B>,
+    vocab: usize,
+    logits: B::View<'_, T>,
     tokens: B::View<'_, Token>,
     log_probs: B::ViewMut<'_, f32>,
 ) -> Result<()> {
     let rows = B::view_len(&tokens);
     check_shape(vocab, rows, B::view_len(&logits))?;
     expect_len("log-probs", rows, B::view_mut_len(&log_probs))?;
-    if rows == 0 { Ok(()) } else { backend.log_prob(vocab, logits, tokens, log_probs) }
+    softmax.check(vocab)?;
+    if rows == 0 { Ok(()) } else { backend.log_prob(softmax, vocab, logits, tokens, log_probs) }
 }
 
 impl LogProbKernel for Cpu {
-    fn log_prob(&self, vocab: usize, logits: &[f32], tokens: &[Token], log_probs: &mut [f32]) -> Result<()> {
+    fn log_prob<T: Logit>(
+        &self,
+        softmax: &SoftmaxOptions<'_, Cpu>,
+        vocab: usize,
+        logits: &[T],
+        tokens: &[Token],
+        log_probs: &mut [f32],
+    ) -> Result<()> {
         let rows = || logits.par_chunks_exact(vocab).zip(tokens).with_min_len(rows_per_task(vocab));
-        let fault =
-            |(at, (row, &token)): (usize, (&[f32], &Token))| check_row(row, token, format_args!("row {at}")).err();
-        if let Some(error) = rows().enumerate().find_map_first(fault) {
+        let fault = |room: &mut Vec<f32>, (at, (row, &token)): (usize, (&[T], &Token))| {
+            check_row(softmax.row(row, room), token, format_args!("row {at}")).err()
+        };
+        if let Some(error) = rows().enumerate().map_init(Vec::new, fault).find_map_first(|error| error) {
             return Err(error);
         }
-        rows()
-            .zip(log_probs)
-            .for_each(|((row, &token), out)| *out = LogSoftmax::of(row).at(row[token as usize]) as f32);
+        rows().zip(log_probs).for_each_init(Vec::new, |room, ((row, &token), out)| {
+            let row = softmax.row(row, room);
+            *out = LogSoftmax::scaled(row, softmax.scale).at(row[token as usize]) as f32;
+        });
+        Ok(())
+    }
+
+    fn sequence_sums(&self, offsets: &[u64], log_probs: &[f32], sums: &mut [f64]) -> Result<()> {
+        sequences::check_offsets(offsets, log_probs.len())?;
+        for (rows, sum) in offsets.windows(2).zip(sums) {
+            *sum = log_probs[rows[0] as usize..rows[1] as usize].iter().copied().map(f64::from).sum();
+        }
         Ok(())
     }
 }
@@ -70,29 +121,36 @@ impl LogProbKernel for Cpu {
 #[derive(Clone, Copy)]
 pub(crate) struct LogSoftmax {
     max: f64,
-    /// log Σ exp(logit − max): at least 0, since the largest logit adds exactly 1.
+    scale: f64,
+    /// log Σ exp(scale·(logit − max)): at least 0, since the largest logit adds exactly 1.
     log_total: f64,
 }
 
 impl LogSoftmax {
     /// The log-softmax of a row that [`check_logits`] accepts, summed in order in f64.
     pub(crate) fn of(row: &[f32]) -> Self {
+        LogSoftmax::scaled(row, 1.0)
+    }
+
+    /// The same of the logits times `scale`.
+    pub(crate) fn scaled(row: &[f32], scale: f32) -> Self {
+        let scale = f64::from(scale);
         let max = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-        let total: f64 = row.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
-        LogSoftmax { max, log_total: total.ln() }
+        let total: f64 = row.iter().map(|&logit| ((f64::from(logit) - max) * scale).exp()).sum();
+        LogSoftmax { max, scale, log_total: total.ln() }
     }
 
     /// The log-prob of a token with this logit, never above 0.
     #[inline]
     pub(crate) fn at(self, logit: f32) -> f64 {
-        (f64::from(logit) - self.max) - self.log_total
+        (f64::from(logit) - self.max) * self.scale - self.log_total
     }
 }
 
 /// `Ok` where `logits` holds `rows` rows of a vocabulary that exists.
 pub(crate) fn check_shape(vocab: usize, rows: usize, logits: usize) -> Result<()> {
-    if vocab == 0 {
-        return Err(Error::argument("vocabulary", "1 token or more", vocab));
+    if vocab == 0 || u32::try_from(vocab).is_err() {
+        return Err(Error::argument("vocabulary", "1 to 2³² − 1 tokens", vocab));
     }
     expect_len("logits", rows.saturating_mul(vocab), logits)
 }

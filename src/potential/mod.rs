@@ -33,7 +33,7 @@ pub trait PotentialKernel: Memory {
 pub struct Potential<B: Memory = Cpu> {
     /// One role per feature, in the features' order.
     roles: Vec<Role>,
-    /// λ per feature, 0 where the feature does not tilt, `[F]`.
+    /// λ per feature, `[F]`; −0 where the feature does not tilt, which tells it from a λ of 0: 0·NaN is NaN.
     coefficients: B::Buffer<f64>,
     /// The required value per feature, NaN where none is, `[F]`.
     required: B::Buffer<f32>,
@@ -56,7 +56,8 @@ impl<B: Backend> Potential<B> {
                 _ => {}
             }
         }
-        let lambda = |role: &Role| if let Role::Tilt(lambda) = role { *lambda } else { 0.0 };
+        // Adding 0 leaves every λ as it is but −0.
+        let lambda = |role: &Role| if let Role::Tilt(lambda) = role { *lambda + 0.0 } else { -0.0 };
         let value = |role: &Role| if let Role::Require(value) = role { *value } else { f32::NAN };
         let mut coefficients = backend.zeros(roles.len(), "coefficients")?;
         let mut required = backend.zeros(roles.len(), "required values")?;
@@ -80,7 +81,7 @@ impl<B: Backend> Potential<B> {
         self.roles.iter().any(|role| matches!(role, Role::Require(_)))
     }
 
-    /// λ per feature in the backend's memory, `[F]`.
+    /// λ per feature in the backend's memory, −0 where the feature does not tilt, `[F]`.
     pub fn coefficients(&self) -> B::View<'_, f64> {
         B::view(&self.coefficients, self.roles.len())
     }

@@ -1,7 +1,8 @@
 //! Importance weights w(x) = P(x)/q(x) in log space, and what is estimated from them.
 //!
 //! [`weights`] is the kernel of the training step; [`ImportanceWeights`] estimates log Z, divergences and moments with
-//! their standard errors from one sample of q; [`LogMean`] accumulates log Ẑ across steps.
+//! their standard errors from one sample of q; [`statistics`](fn@statistics) says less, but of rows that stay on the device;
+//! [`LogMean`] accumulates log Ẑ across steps.
 
 use rayon::prelude::*;
 
@@ -14,6 +15,7 @@ mod gpu;
 mod log_mean;
 mod pareto;
 mod reduce;
+mod statistics;
 
 pub use estimate::Estimate;
 pub use estimates::{ImportanceWeights, MIN_ESS, cross_entropy, cross_entropy_difference};
@@ -21,6 +23,7 @@ pub use log_mean::LogMean;
 pub use pareto::{PARETO_LIMIT, pareto_k};
 pub use reduce::{CHUNK, log_mean_exp, log_sum_exp};
 pub(crate) use reduce::{fold_chunks, sums};
+pub use statistics::{Divergences, Statistics, StatisticsKernel, Sums, WeightedRows, statistics};
 
 /// The kernels of this stage.
 pub trait WeightKernel: Memory {

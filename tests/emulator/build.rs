@@ -1,49 +1,105 @@
 //! Compiles `kernels/*.cu` with the host's C++ compiler against the emulation in `host/`.
+//!
+//! `EMULATOR_SANITIZE=address,undefined` (g++) or `thread` (clang) builds the kernels, but not the emulation, with these
+//! sanitizers.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, exit};
 use std::{env, fs};
 
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let kernels = root.join("../../kernels");
-    for dir in [&kernels, &root.join("kernels"), &root.join("host")] {
-        println!("cargo:rerun-if-changed={}", dir.display());
+    let (kernels, own, host) = (root.join("../../kernels"), root.join("kernels"), root.join("host"));
+    for dir in [&kernels, &own, &host] {
+        println!("cargo::rerun-if-changed={}", dir.display());
     }
-    let mut files = sources(&kernels);
-    files.extend(sources(&root.join("kernels")));
-    fs::write(Path::new(&env::var("OUT_DIR").expect("set by cargo")).join("kernels.rs"), table(&files))
-        .expect("written");
-    build(2).file(root.join("host/cuda_host.cpp")).compile("emulator_runtime");
-    build(3).include(&kernels).flag("-xc++").flag("-ffp-contract=off").files(&files).compile("emulator_kernels");
+    println!("cargo::rerun-if-env-changed=EMULATOR_SANITIZE");
+    let sanitizers = env::var("EMULATOR_SANITIZE").unwrap_or_default();
+
+    let files = [files(&kernels, "cu"), files(&own, "cu")].concat();
+    let out = PathBuf::from(env::var("OUT_DIR").expect("set by cargo"));
+    fs::write(out.join("kernels.rs"), table(&files)).expect("OUT_DIR can be written");
+
+    // The emulation is never instrumented: it finds the sanitizers by weak symbols.
+    let runtime = compiler(2);
+    expect_compiler(&runtime.get_compiler());
+    runtime.clone().files(self::files(&host, "cpp")).compile("emulator_runtime");
+    let mut build = compiler(if sanitizers.is_empty() { 3 } else { 1 });
+    // A kernel's product and sum must not fuse on one machine and not on another.
+    build.include(&kernels).flag("-xc++").flag("-ffp-contract=off").files(&files);
+    println!("cargo::rustc-check-cfg=cfg(sanitized)");
+    if !sanitizers.is_empty() {
+        println!("cargo::rustc-cfg=sanitized");
+        sanitize(&mut build, &sanitizers);
+    }
+    build.compile("emulator_kernels");
     if env::var_os("CARGO_FEATURE_CUDA").is_some() {
         build_fake_driver(&root.join("driver/fake_cuda.cpp"));
     }
     // Again, after the kernels that use it.
-    println!("cargo:rustc-link-lib=static=emulator_runtime");
+    println!("cargo::rustc-link-lib=static=emulator_runtime");
 }
 
 /// A libcuda.so in OUT_DIR, on nobody's path until a test puts it there.
 fn build_fake_driver(source: &Path) {
-    println!("cargo:rerun-if-changed={}", source.display());
+    println!("cargo::rerun-if-changed={}", source.display());
     let library = Path::new(&env::var("OUT_DIR").expect("set by cargo")).join("libcuda.so");
     let mut compiler = cc::Build::new().cpp(true).std("c++17").get_compiler().to_command();
     let status = compiler.args(["-shared", "-fPIC"]).arg(source).arg("-o").arg(library).status();
     assert!(status.expect("a C++ compiler").success(), "{}", source.display());
 }
 
-fn build(optimisation: u32) -> cc::Build {
+fn compiler(optimisation: u32) -> cc::Build {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++20").opt_level(optimisation).debug(true).include("host");
-    for flag in ["-fno-strict-aliasing", "-Wno-unknown-pragmas", "-Wno-psabi", "-fno-omit-frame-pointer"] {
+    // Kernels read vectors through pointers to their elements, as CUDA allows.
+    for flag in ["-fno-strict-aliasing", "-fno-omit-frame-pointer", "-Wno-unknown-pragmas", "-Wno-psabi"] {
         build.flag(flag);
     }
     build
 }
 
-fn sources(dir: &Path) -> Vec<PathBuf> {
+fn expect_compiler(compiler: &cc::Tool) {
+    if !Command::new(compiler.path()).arg("--version").output().is_ok_and(|answer| answer.status.success()) {
+        println!(
+            "cargo::error=the kernels' tests need a C++20 compiler, and {} does not run: `apt install g++`, or set CXX",
+            compiler.path().display()
+        );
+        exit(1);
+    }
+}
+
+/// Instruments the kernels, and links the sanitizers' runtimes: rustc links with -nodefaultlibs, so the compiler's own
+/// choice would be lost; linked whole and statically, their malloc and memcpy are those of the executable.
+fn sanitize(build: &mut cc::Build, sanitizers: &str) {
+    build.flag(format!("-fsanitize={sanitizers}")).flag("-fno-sanitize-recover=all");
+    let compiler = build.get_compiler();
+    let machine = env::var("CARGO_CFG_TARGET_ARCH").expect("set by cargo");
+    let libraries = match (compiler.is_like_clang(), sanitizers) {
+        (false, "address,undefined") => vec!["libasan_preinit.o".to_string(), "libasan.a".into(), "libubsan.a".into()],
+        (true, "thread") => vec![format!("libclang_rt.tsan-{machine}.a")],
+        _ => {
+            println!("cargo::error=EMULATOR_SANITIZE is address,undefined with g++ or thread with clang++");
+            exit(1);
+        }
+    };
+    for library in libraries {
+        let answer = Command::new(compiler.path()).arg(format!("-print-file-name={library}")).output().expect("runs");
+        let path = String::from_utf8_lossy(&answer.stdout).trim().to_string();
+        // libubsan shares a part with libasan: of it, only what is missing.
+        let whole = library.ends_with(".a") && library != "libubsan.a";
+        let argument = if whole { format!("-Wl,--whole-archive,{path},--no-whole-archive") } else { path };
+        println!("cargo::rustc-link-arg={argument}");
+    }
+    for argument in ["-rdynamic", "-lstdc++", "-lm", "-lpthread", "-ldl", "-lrt", "-lresolv"] {
+        println!("cargo::rustc-link-arg={argument}");
+    }
+}
+
+fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
     let mut files: Vec<_> = entries.map(|entry| entry.expect("readable").path()).collect();
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "cu"));
+    files.retain(|path| path.extension().is_some_and(|found| found == extension));
     files.sort();
     files
 }
@@ -56,9 +112,11 @@ fn table(files: &[PathBuf]) -> String {
         let exports = text.lines().filter_map(|line| line.trim().strip_prefix("EXPORT_KERNEL("));
         names.extend(exports.filter_map(|rest| Some(rest.split_once(')')?.0.to_string())));
     }
-    let declarations: String = names.iter().map(|name| format!("    static emu_kernel_{name}: EmuKernel;\n")).collect();
-    let rows: String = names.iter().map(|name| format!("    unsafe {{ &emu_kernel_{name} }},\n")).collect();
+    let declarations: String =
+        names.iter().map(|name| format!("    safe static emulator_kernel_{name}: ExportedKernel;\n")).collect();
+    let rows: String = names.iter().map(|name| format!("    &emulator_kernel_{name},\n")).collect();
     format!(
-        "unsafe extern \"C\" {{\n{declarations}}}\nfn table() -> Vec<&'static EmuKernel> {{\n    vec![\n{rows}    ]\n}}\n"
+        "// SAFETY: EXPORT_KERNEL defines each of them as a constant.\nunsafe extern \"C\" {{\n{declarations}}}\n\
+         static EXPORTED: &[&ExportedKernel] = &[\n{rows}];\n"
     )
 }

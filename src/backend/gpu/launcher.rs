@@ -121,16 +121,17 @@ pub enum Argument<'a> {
 }
 
 impl Argument<'_> {
-    /// The argument's type as one letter: p, I, L, f, d, s.
-    pub fn code(&self) -> char {
-        match self {
+    /// The argument's type as one letter: p, I, L, f, d; a struct's as s and its size.
+    pub fn code(&self) -> String {
+        let letter = match self {
             Argument::Pointer(_) => 'p',
             Argument::U32(_) => 'I',
             Argument::U64(_) => 'L',
             Argument::F32(_) => 'f',
             Argument::F64(_) => 'd',
-            Argument::Struct(_) => 's',
-        }
+            Argument::Struct(bytes) => return format!("s{}", bytes.len()),
+        };
+        letter.to_string()
     }
 
     /// Where the value is, as a launch wants it.
@@ -208,6 +209,58 @@ kernels! {
     LstmWeights = "lstm_weights",
     /// `lstm_weights.cu`: the sum over runs.
     LstmFold = "lstm_fold",
+    /// `tokens.cu`: rows of a batch by number.
+    CopyRows = "copy_rows",
+    /// `features.cu`: table and states in shared memory.
+    FeaturesShared = "features_shared",
+    /// `features.cu`: table and states in global memory.
+    FeaturesGlobal = "features_global",
+    /// `potential.cu`: log P.
+    LogPotential = "log_potential",
+    /// `weights.cu`: log w and w.
+    Weights = "importance_weights",
+    /// `weights.cu`: sums over one chunk of rows.
+    WeightSums = "weight_sums",
+    /// `weights.cu`: the chunks folded in order.
+    FoldSums = "fold_sums",
+    /// `log_prob.cu`: log-probs, a warp per row, f32.
+    LogProbWarpF32 = "log_prob_warp_f32",
+    /// `log_prob.cu`: log-probs, a warp per row, f16.
+    LogProbWarpF16 = "log_prob_warp_f16",
+    /// `log_prob.cu`: log-probs, a warp per row, bf16.
+    LogProbWarpBf16 = "log_prob_warp_bf16",
+    /// `log_prob.cu`: log-probs, a block per row, f32.
+    LogProbBlockF32 = "log_prob_block_f32",
+    /// `log_prob.cu`: log-probs, a block per row, f16.
+    LogProbBlockF16 = "log_prob_block_f16",
+    /// `log_prob.cu`: log-probs, a block per row, bf16.
+    LogProbBlockBf16 = "log_prob_block_bf16",
+    /// `gradient.cu`: gradients, a warp per row, f32.
+    GradientWarpF32 = "gradient_warp_f32",
+    /// `gradient.cu`: gradients, a warp per row, f16.
+    GradientWarpF16 = "gradient_warp_f16",
+    /// `gradient.cu`: gradients, a warp per row, bf16.
+    GradientWarpBf16 = "gradient_warp_bf16",
+    /// `gradient.cu`: gradients, a block per row, f32.
+    GradientBlockF32 = "gradient_block_f32",
+    /// `gradient.cu`: gradients, a block per row, f16.
+    GradientBlockF16 = "gradient_block_f16",
+    /// `gradient.cu`: gradients, a block per row, bf16.
+    GradientBlockBf16 = "gradient_block_bf16",
+    /// `gradient.cu`: gradients of whole sequences, a warp per row, f32.
+    GradientSequencesWarpF32 = "gradient_sequences_warp_f32",
+    /// `gradient.cu`: gradients of whole sequences, a warp per row, f16.
+    GradientSequencesWarpF16 = "gradient_sequences_warp_f16",
+    /// `gradient.cu`: gradients of whole sequences, a warp per row, bf16.
+    GradientSequencesWarpBf16 = "gradient_sequences_warp_bf16",
+    /// `gradient.cu`: gradients of whole sequences, a block per row, f32.
+    GradientSequencesBlockF32 = "gradient_sequences_block_f32",
+    /// `gradient.cu`: gradients of whole sequences, a block per row, f16.
+    GradientSequencesBlockF16 = "gradient_sequences_block_f16",
+    /// `gradient.cu`: gradients of whole sequences, a block per row, bf16.
+    GradientSequencesBlockBf16 = "gradient_sequences_block_bf16",
+    /// `log_prob.cu`: sums over the rows of each sequence.
+    SequenceSums = "sequence_sums",
 }
 
 /// The arguments of a launch, in order: views, buffers and plain numbers.

@@ -116,6 +116,19 @@ impl<L: Launcher> Gpu<L> {
         work(scratch.as_mut().expect("just made"))
     }
 
+    /// Runs `work` with `values` in scratch memory.
+    pub(crate) fn with_uploaded<T>(
+        &self,
+        values: &[u32],
+        work: impl FnOnce(&mut GpuBuffer<L, u64>) -> Result<T>,
+    ) -> Result<T> {
+        self.with_scratch(values.len().div_ceil(2), |scratch| {
+            // SAFETY: two values fit a word of the scratch memory, which no one else uses meanwhile.
+            unsafe { self.launcher.upload(bytemuck::cast_slice(values), scratch.address)? };
+            work(scratch)
+        })
+    }
+
     /// Launches one kernel.
     ///
     /// # Safety

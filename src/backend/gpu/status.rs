@@ -22,6 +22,7 @@ pub(super) fn fault(word: u64) -> Option<Error> {
         5 => Error::not_a_number("weight", format!("row {row}")),
         6 => Error::not_a_number("importance weight", format!("row {row}")),
         7 => Error::not_a_number("gradient", "its global norm"),
+        8 => Error::not_a_number("log-prob of the policy", format!("row {row}")),
         code => Error::no_answer("GPU status", format!("unknown code {code} at row {row}")),
     })
 }

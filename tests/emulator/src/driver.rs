@@ -10,7 +10,7 @@ use ebm_dpg::backend::Device;
 use ebm_dpg::backend::gpu::{Argument, Cuda, Grid};
 use ebm_dpg::cudarc::driver::sys;
 
-use crate::{Emulator, Schedule};
+use crate::{Emulator, RunByName, Schedule};
 
 /// The first GPU, or none on a machine that has none; `GPU_TESTS=required` makes that a failure.
 pub fn first_gpu() -> Option<Cuda> {
@@ -49,12 +49,50 @@ type Run = extern "C" fn(*mut c_void) -> i32;
 struct Launch {
     kernel: String,
     grid: Grid,
-    arguments: Vec<Argument>,
+    arguments: Vec<Value>,
+}
+
+/// An argument that outlives its launch.
+enum Value {
+    Plain(Argument<'static>),
+    /// Words, as structs are aligned to 8 bytes.
+    Struct(Vec<u64>),
+}
+
+impl Value {
+    /// The value at `from`, whose code [`Argument::code`] writes.
+    ///
+    /// # Safety
+    /// There is a value of this type.
+    unsafe fn read(code: &str, from: *const c_void) -> Self {
+        // SAFETY: the caller's.
+        unsafe {
+            Value::Plain(match code.split_at(1) {
+                ("p", _) => Argument::Pointer(*from.cast()),
+                ("I", _) => Argument::U32(*from.cast()),
+                ("L", _) => Argument::U64(*from.cast()),
+                ("f", _) => Argument::F32(*from.cast()),
+                ("d", _) => Argument::F64(*from.cast()),
+                ("s", bytes) => {
+                    let words = bytes.parse::<usize>().expect("a size") / 8;
+                    return Value::Struct(std::slice::from_raw_parts(from.cast::<u64>(), words).to_vec());
+                }
+                _ => unreachable!("argument of type {code}"),
+            })
+        }
+    }
+
+    fn argument(&self) -> Argument<'_> {
+        match self {
+            Value::Plain(argument) => *argument,
+            Value::Struct(words) => Argument::Struct(bytemuck::cast_slice(words)),
+        }
+    }
 }
 
 fn emulator() -> &'static Emulator {
     static EMULATOR: OnceLock<Emulator> = OnceLock::new();
-    EMULATOR.get_or_init(|| Emulator::new(Schedule::Reverse).expect("all kernels"))
+    EMULATOR.get_or_init(|| Emulator::new(Schedule::Backward).expect("all kernels"))
 }
 
 /// Copies a launch with its arguments; null where there is no such kernel.
@@ -63,28 +101,27 @@ extern "C" fn prepare(kernel: *const c_char, grid: *const [u32; 4], parameters: 
     let (kernel, [x, y, threads, shared_bytes]) = unsafe { (CStr::from_ptr(kernel).to_string_lossy(), *grid) };
     let Some(signature) = emulator().signature(&kernel) else { return std::ptr::null_mut() };
     // SAFETY: cuLaunchKernel has one pointer for each parameter, to a value of its type.
-    let argument = |(at, code)| unsafe {
-        let value = *parameters.add(at);
-        match code {
-            'p' => Argument::Pointer(*value.cast()),
-            'I' => Argument::U32(*value.cast()),
-            'L' => Argument::U64(*value.cast()),
-            'f' => Argument::F32(*value.cast()),
-            'd' => Argument::F64(*value.cast()),
-            _ => unreachable!("argument of type {code}"),
-        }
-    };
-    let arguments = signature.chars().enumerate().map(argument).collect();
+    let value = |(at, code): (usize, &str)| unsafe { Value::read(code, *parameters.add(at)) };
+    let arguments = codes(&signature).into_iter().enumerate().map(value).collect();
     let grid = Grid { blocks: [x, y], threads, shared_bytes };
     Box::into_raw(Box::new(Launch { kernel: kernel.into_owned(), grid, arguments })).cast()
+}
+
+/// The codes of a signature: a letter each, and the digits behind it.
+fn codes(signature: &str) -> Vec<&str> {
+    let mut starts: Vec<usize> =
+        signature.char_indices().filter(|(_, c)| c.is_alphabetic()).map(|(at, _)| at).collect();
+    starts.push(signature.len());
+    starts.windows(2).map(|pair| &signature[pair[0]..pair[1]]).collect()
 }
 
 /// Runs what `prepare` made; 0 where it went well.
 extern "C" fn run(prepared: *mut c_void) -> i32 {
     // SAFETY: the fake driver runs each launch once.
-    let Launch { kernel, grid, arguments } = *unsafe { Box::from_raw(prepared.cast()) };
+    let Launch { kernel, grid, arguments } = *unsafe { Box::<Launch>::from_raw(prepared.cast()) };
+    let arguments: Vec<Argument<'_>> = arguments.iter().map(Value::argument).collect();
     // SAFETY: as the caller of the launch vouched for.
-    match unsafe { emulator().run(&kernel, grid, &arguments) } {
+    match unsafe { emulator().run_by_name(&kernel, grid, 1, &arguments) } {
         Ok(()) => 0,
         Err(error) => {
             eprintln!("{error}");

@@ -1,9 +1,11 @@
 //! The kernels of ebm-dpg on the CPU: the very files that nvcc compiles, each CUDA thread a fiber.
+//!
+//! [`Emulator`] is a [`Launcher`], so that the crate's GPU backend runs on it unchanged; README.md says what it finds.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_char, c_void};
-use std::sync::Arc;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::sync::{Arc, OnceLock};
 
 use ebm_dpg::backend::gpu::{Argument, Gpu, Grid, Kernel, Launcher, Limits};
 use ebm_dpg::{Error, Result};
@@ -11,63 +13,78 @@ use ebm_dpg::{Error, Result};
 #[cfg(feature = "cuda")]
 pub mod driver;
 
+/// `EmulatorKernel` of host/runtime.h.
 #[repr(C)]
-struct EmuKernel {
+struct ExportedKernel {
     name: *const c_char,
     signature: *const c_char,
     call: *const c_void,
 }
-// SAFETY: constants of the kernels' library.
-unsafe impl Sync for EmuKernel {}
+// SAFETY: a constant whose pointers lead to constants.
+unsafe impl Sync for ExportedKernel {}
 
+/// `EmulatorConfig` of host/runtime.h.
 #[repr(C)]
-struct EmuConfig {
+struct Config {
     grid: [u32; 3],
     block: [u32; 3],
-    cluster: [u32; 3],
-    shared: u32,
-    cooperative: u32,
+    cluster: u32,
+    shared_bytes: u32,
     order: u32,
-    asynchronous: u32,
-    no_poison: u32,
+    copies: u32,
     seed: u64,
-    drop_site: *const c_char,
+    dropped: *const c_char,
 }
 
 unsafe extern "C" {
-    fn emu_launch(
-        kernel: *const EmuKernel,
-        config: *const EmuConfig,
-        parameters: *mut *mut c_void,
+    fn emulator_launch(
+        kernel: *const ExportedKernel,
+        config: *const Config,
+        arguments: *mut *mut c_void,
         error: *mut c_char,
         room: usize,
-    ) -> i32;
+    ) -> c_int;
 }
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+impl ExportedKernel {
+    fn name(&self) -> String {
+        // SAFETY: EXPORT_KERNEL stores a string literal.
+        unsafe { CStr::from_ptr(self.name) }.to_string_lossy().into_owned()
+    }
+
+    fn signature(&self) -> String {
+        // SAFETY: EXPORT_KERNEL stores a constant array that ends with 0.
+        unsafe { CStr::from_ptr(self.signature) }.to_string_lossy().into_owned()
+    }
+}
 
 /// The order in which the threads of a block run between two collectives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Schedule {
-    /// Thread 0 first; asynchronous copies land late.
+    /// Thread 0 first; asynchronous copies land as late as they may.
     Forward,
     /// The last thread first; asynchronous copies land at once.
-    Reverse,
-    /// Random by this seed.
+    Backward,
+    /// Both random by this seed.
     Random(u64),
 }
 
 impl Schedule {
-    /// Both extremes and two random ones.
+    /// Both extremes and two random ones; `EMULATOR_SCHEDULES=1` takes one random schedule only, for slow sanitizers.
     pub fn all() -> Vec<Schedule> {
-        vec![Schedule::Forward, Schedule::Reverse, Schedule::Random(1), Schedule::Random(2)]
+        if std::env::var_os("EMULATOR_SCHEDULES").is_some_and(|value| value == "1") {
+            return vec![Schedule::Random(1)];
+        }
+        vec![Schedule::Forward, Schedule::Backward, Schedule::Random(1), Schedule::Random(2)]
     }
 }
 
-/// A launcher that runs kernels on this thread.
+/// A launcher that runs kernels on the thread that launches them.
 #[derive(Clone)]
 pub struct Emulator {
     schedule: Schedule,
-    kernels: Arc<HashMap<String, &'static EmuKernel>>,
+    kernels: Arc<HashMap<String, &'static ExportedKernel>>,
 }
 
 impl std::fmt::Debug for Emulator {
@@ -79,17 +96,50 @@ impl std::fmt::Debug for Emulator {
 /// The GPU backend over the emulator.
 pub type Emulated = Gpu<Emulator>;
 
+/// A launcher that also runs kernels which are not the crate's own: those that test it.
+pub trait RunByName: Launcher {
+    /// Runs the kernel of this name with `cluster` blocks per cluster.
+    ///
+    /// # Errors
+    /// No such kernel, a launch that the device refuses; of an emulator also another signature than the arguments' and
+    /// whatever it finds wrong.
+    ///
+    /// # Safety
+    /// As [`Launcher::launch`].
+    unsafe fn run_by_name(&self, name: &str, grid: Grid, cluster: u32, arguments: &[Argument]) -> Result<()>;
+}
+
+impl RunByName for Emulator {
+    unsafe fn run_by_name(&self, name: &str, grid: Grid, cluster: u32, arguments: &[Argument]) -> Result<()> {
+        let kernel = *self.kernels.get(name).ok_or_else(|| unknown(name))?;
+        let got: String = arguments.iter().map(Argument::code).collect();
+        if kernel.signature() != got {
+            return Err(Error::argument(format!("arguments of {name}"), kernel.signature(), got));
+        }
+        let config = self.config(grid, cluster);
+        let mut pointers: Vec<_> = arguments.iter().map(Argument::pointer).collect();
+        let mut error = [0u8; 2048];
+        // SAFETY: kernel, config and arguments live through the call, the error has `room` bytes, and the arguments have
+        // the kernel's types, as their codes agree. By this function's own contract its pointers span what it uses.
+        let code =
+            unsafe { emulator_launch(kernel, &config, pointers.as_mut_ptr(), error.as_mut_ptr().cast(), error.len()) };
+        if code == 0 {
+            return Ok(());
+        }
+        let text = CStr::from_bytes_until_nul(&error).map(CStr::to_string_lossy).unwrap_or_default();
+        Err(Error::no_answer(format!("kernel {name}"), text))
+    }
+}
+
 impl Emulator {
     /// All kernels, under `schedule`.
     ///
     /// # Errors
     /// A [`Kernel`] that the sources do not export.
     pub fn new(schedule: Schedule) -> Result<Self> {
-        // SAFETY: names are constant strings of the library.
-        let name = |kernel: &EmuKernel| unsafe { CStr::from_ptr(kernel.name) }.to_string_lossy().into_owned();
-        let kernels: HashMap<_, _> = table().into_iter().map(|kernel| (name(kernel), kernel)).collect();
+        let kernels: HashMap<_, _> = EXPORTED.iter().map(|kernel| (kernel.name(), *kernel)).collect();
         match Kernel::ALL.iter().find(|kernel| !kernels.contains_key(kernel.symbol())) {
-            Some(kernel) => Err(Error::argument("kernel", "one that kernels/*.cu export", kernel.symbol())),
+            Some(kernel) => Err(unknown(kernel.symbol())),
             None => Ok(Emulator { schedule, kernels: Arc::new(kernels) }),
         }
     }
@@ -104,116 +154,88 @@ impl Emulator {
 
     /// The types of a kernel's parameters, as [`Argument::code`] writes them.
     pub fn signature(&self, name: &str) -> Option<String> {
-        // SAFETY: a constant string of the library.
-        self.kernels.get(name).map(|kernel| unsafe { CStr::from_ptr(kernel.signature) }.to_string_lossy().into_owned())
+        self.kernels.get(name).map(|kernel| kernel.signature())
     }
 
-    /// Runs the kernel of this name, which need not be one of the crate's.
-    ///
-    /// # Errors
-    /// No such kernel, another signature, and whatever the emulation finds wrong.
-    ///
-    /// # Safety
-    /// As [`Launcher::launch`].
-    pub unsafe fn run(&self, name: &str, grid: Grid, arguments: &[Argument]) -> Result<()> {
-        let Some(kernel) = self.kernels.get(name) else {
-            return Err(Error::argument("kernel", "one that kernels/*.cu export", name));
-        };
-        // SAFETY: a constant string of the library.
-        let expected = unsafe { CStr::from_ptr(kernel.signature) }.to_string_lossy();
-        let got: String = arguments.iter().map(Argument::code).collect();
-        if expected != got {
-            return Err(Error::argument(format!("arguments of {name}"), expected, got));
-        }
-        let config = self.config(grid);
-        let mut parameters: Vec<_> = arguments.iter().map(Argument::pointer).collect();
-        let mut error = [0u8; 2048];
-        // SAFETY: the parameters have the kernel's types; what they point to is the caller's.
-        let code =
-            unsafe { emu_launch(*kernel, &config, parameters.as_mut_ptr(), error.as_mut_ptr().cast(), error.len()) };
-        if code == 0 {
-            return Ok(());
-        }
-        let text = CStr::from_bytes_until_nul(&error).map(CStr::to_string_lossy).unwrap_or_default();
-        Err(Error::no_answer(format!("kernel {name}"), text))
-    }
-
-    fn config(&self, grid: Grid) -> EmuConfig {
-        let (order, asynchronous, seed) = match self.schedule {
+    fn config(&self, grid: Grid, cluster: u32) -> Config {
+        let (order, copies, seed) = match self.schedule {
             Schedule::Forward => (0, 0, 0),
-            Schedule::Reverse => (1, 1, 0),
+            Schedule::Backward => (1, 1, 0),
             Schedule::Random(seed) => (2, 2, seed),
         };
-        EmuConfig {
+        Config {
             grid: [grid.blocks[0], grid.blocks[1], 1],
             block: [grid.threads, 1, 1],
-            cluster: [1; 3],
-            shared: grid.shared_bytes,
-            cooperative: 0,
+            cluster,
+            shared_bytes: grid.shared_bytes,
             order,
-            asynchronous,
-            no_poison: 0,
+            copies,
             seed,
-            drop_site: dropped_site(),
+            dropped: dropped(),
         }
     }
 }
 
-/// `EMULATOR_DROP=file.cu:line` makes the synchronisation there a no-op: mutation testing.
-fn dropped_site() -> *const c_char {
-    static SITE: std::sync::OnceLock<Option<CString>> = std::sync::OnceLock::new();
+fn unknown(name: &str) -> Error {
+    Error::argument("kernel", "one that the .cu files export", name)
+}
+
+/// `EMULATOR_DROP=file.cu:line` leaves the synchronisation there out; mutate.py sets it.
+fn dropped() -> *const c_char {
+    static SITE: OnceLock<Option<CString>> = OnceLock::new();
     let site = SITE.get_or_init(|| CString::new(std::env::var("EMULATOR_DROP").ok()?).ok());
     site.as_ref().map_or(std::ptr::null(), |site| site.as_ptr())
 }
 
-/// As cuMemAlloc aligns, and no larger than asked, so that a sanitizer sees every overrun.
-fn layout(bytes: usize) -> Layout {
-    Layout::from_size_align(bytes.max(1), 256).expect("below isize::MAX")
+/// As cuMemAlloc aligns, and no larger than asked, so that the address sanitizer sees every overrun.
+fn layout(bytes: usize) -> Option<Layout> {
+    Layout::from_size_align(bytes.max(1), 256).ok()
 }
 
+// "Device" addresses are those of the host.
 impl Launcher for Emulator {
     fn allocate(&self, bytes: usize, what: &str) -> Result<u64> {
-        let out_of_memory = || Error::OutOfMemory { what: what.to_string(), bytes: bytes as u128 };
-        if bytes > isize::MAX as usize - 256 {
-            return Err(out_of_memory());
-        }
         // SAFETY: the size is not 0.
-        let address = unsafe { alloc_zeroed(layout(bytes)) } as u64;
-        if address == 0 { Err(out_of_memory()) } else { Ok(address) }
+        let address = layout(bytes).map_or(0, |layout| unsafe { alloc_zeroed(layout) } as u64);
+        match address {
+            0 => Err(Error::OutOfMemory { what: what.to_string(), bytes: bytes as u128 }),
+            _ => Ok(address),
+        }
     }
 
     unsafe fn free(&self, address: u64, bytes: usize) {
-        // SAFETY: the caller's.
-        unsafe { dealloc(address as *mut u8, layout(bytes)) }
+        let layout = layout(bytes).expect("that of the allocation");
+        // SAFETY: `allocate` made it with this layout, and by contract it is no longer used.
+        unsafe { dealloc(address as *mut u8, layout) }
     }
 
     unsafe fn upload(&self, from: &[u8], to: u64) -> Result<()> {
-        // SAFETY: the caller's.
+        // SAFETY: by contract `to` spans as many bytes that no one else borrows, so the slice is none of them.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
         Ok(())
     }
 
     unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
-        // SAFETY: the caller's.
+        // SAFETY: by contract `from` spans as many bytes of device memory; `to` is borrowed alone.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
         Ok(())
     }
 
     unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
-        // SAFETY: the caller's.
+        // SAFETY: by contract both ranges are device memory and do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
         Ok(())
     }
 
     unsafe fn clear(&self, at: u64, bytes: usize) -> Result<()> {
-        // SAFETY: the caller's.
+        // SAFETY: by contract the range is device memory that no one else borrows.
         unsafe { std::ptr::write_bytes(at as *mut u8, 0, bytes) };
         Ok(())
     }
 
     unsafe fn launch(&self, kernel: Kernel, grid: Grid, arguments: &[Argument]) -> Result<()> {
-        // SAFETY: the caller's.
-        unsafe { self.run(kernel.symbol(), grid, arguments) }
+        // SAFETY: the same contract.
+        unsafe { self.run_by_name(kernel.symbol(), grid, 1, arguments) }
     }
 
     fn limits(&self) -> Limits {

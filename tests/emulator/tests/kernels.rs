@@ -3,44 +3,11 @@
 use ebm_dpg::adam::{AdamKernel, AdamOptions, AdamState};
 use ebm_dpg::backend::gpu::{Gpu, Launcher};
 use ebm_dpg::backend::{Cpu, Memory};
-#[cfg(feature = "cuda")]
-use ebm_dpg_emulator::driver;
-use ebm_dpg_emulator::{Emulator, Schedule};
 
-/// Each case on every schedule of the emulator, and on a GPU where the machine has one.
-macro_rules! on_every_backend {
-    ($($name:ident),* $(,)?) => {
-        $(mod $name {
-            use super::*;
-
-            #[test]
-            fn emulated() {
-                for schedule in Schedule::all() {
-                    cases::$name(&Emulator::open(schedule).expect("opened"));
-                }
-            }
-
-            #[cfg(feature = "cuda")]
-            #[test]
-            fn cuda() {
-                if let Some(gpu) = driver::first_gpu() {
-                    cases::$name(&gpu);
-                }
-            }
-        })*
-    };
-}
+mod support;
+use support::on_every_backend;
 
 on_every_backend!(adam_follows_the_cpu);
-
-#[cfg(feature = "cuda")]
-#[test]
-fn every_case_by_way_of_the_driver() {
-    let output = driver::rerun_with_fake("::cuda", &[]);
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{out}{err}");
-    assert!(!out.contains("0 passed"), "{out}");
-}
 
 mod cases {
     use super::*;

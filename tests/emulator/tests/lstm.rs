@@ -14,20 +14,10 @@ use ebm_dpg::models::{Coefficients, GpuLstm, Lstm, LstmShape, Markov, Policy, Pr
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space, Token};
-use ebm_dpg_emulator::{Emulator, Schedule};
 use oracle::{OracleLstm, assert_block_close, assert_close};
 
-macro_rules! on_every_backend {
-    ($($name:ident),* $(,)?) => {
-        $(#[test]
-        fn $name() {
-            for schedule in Schedule::all() {
-                let gpu = Emulator::open(schedule).expect("opened");
-                cases::$name(&gpu);
-            }
-        })*
-    };
-}
+mod support;
+use support::on_every_backend;
 
 on_every_backend!(
     log_probs_agree_with_the_oracle,

@@ -1,0 +1,60 @@
+// log_prob.cu -- log softmax(scale * logits) at one token per row, and its sums over sequences.
+//
+// One read of the logits, 16 bytes per load with ragged heads and tails, one warp per row for small vocabularies and one
+// block per row for large ones. Each row's result depends on nothing but the row and the number of threads that share it,
+// which the vocabulary alone decides.
+#include "common/softmax.cuh"
+
+// log_probs[rows] of tokens[rows] from logits[rows, vocab]. Any grid; a block has one team or several.
+template <typename Team, typename T>
+DEV_FN void log_probs_of(const T* logits, const uint32_t* tokens, uint64_t rows, Softmax softmax, float* log_probs,
+                         unsigned long long* status) {
+  const uint64_t step = uint64_t(gridDim.x) * Team::teams();
+  for (uint64_t at = uint64_t(blockIdx.x) * Team::teams() + Team::index(); at < rows; at += step) {
+    const T* row = logits + at * softmax.vocab;
+    const Normaliser found = normaliser<Team>(softmax, row, [](uint32_t, uint4) {});
+    if (Team::rank() != 0) continue;
+    const uint32_t token = tokens[at];
+    const bool good = check_row(softmax, found, at, token, true, status);
+    log_probs[at] = good ? float(log_prob_of(softmax, found, logit(softmax, row, token))) : NAN;
+  }
+}
+
+#define LOG_PROB(name, Team, T, threads)                                                                        \
+  extern "C" __global__ void __launch_bounds__(threads, 1024 / threads)                                         \
+  name(const T* logits, const uint32_t* tokens, uint64_t rows, uint32_t vocab, float scale, const uint32_t* mask, \
+       float* log_probs, unsigned long long* status) {                                                          \
+    log_probs_of<Team>(logits, tokens, rows, Softmax{vocab, scale, mask}, log_probs, status);                   \
+  }
+LOG_PROB(log_prob_warp_f32, WarpTeam, float, 256)
+LOG_PROB(log_prob_warp_f16, WarpTeam, __half, 256)
+LOG_PROB(log_prob_warp_bf16, WarpTeam, __nv_bfloat16, 256)
+LOG_PROB(log_prob_block_f32, BlockTeam, float, 512)
+LOG_PROB(log_prob_block_f16, BlockTeam, __half, 512)
+LOG_PROB(log_prob_block_bf16, BlockTeam, __nv_bfloat16, 512)
+
+// sums[s] = the sum of values[offsets[s] .. offsets[s + 1]], s < sequences, in double and in an order that depends on the
+// sequence alone: one warp per sequence. Offsets that fall or go beyond `rows` give NaN. Any grid, 256 threads.
+extern "C" __global__ void __launch_bounds__(256)
+sequence_sums(const float* values, uint64_t rows, const uint64_t* offsets, uint64_t sequences, double* sums,
+              unsigned long long* status) {
+  const uint32_t lane = threadIdx.x % 32;
+  const uint64_t step = uint64_t(gridDim.x) * (blockDim.x / 32);
+  for (uint64_t s = uint64_t(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32; s < sequences; s += step) {
+    const uint64_t begin = offsets[s], end = offsets[s + 1];
+    const bool good = begin <= end && end <= rows;
+    double sum = good ? 0.0 : double(NAN);
+    for (uint64_t at = begin + lane; good && at < end; at += 32) sum += double(values[at]);
+    sum = warp_sum(sum);
+    if (lane == 0) sums[s] = sum;
+    if (lane == 0 && !good) note_fault(status, s, kBadRow);
+  }
+}
+
+EXPORT_KERNEL(log_prob_warp_f32)
+EXPORT_KERNEL(log_prob_warp_f16)
+EXPORT_KERNEL(log_prob_warp_bf16)
+EXPORT_KERNEL(log_prob_block_f32)
+EXPORT_KERNEL(log_prob_block_f16)
+EXPORT_KERNEL(log_prob_block_bf16)
+EXPORT_KERNEL(sequence_sums)

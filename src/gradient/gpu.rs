@@ -1,0 +1,100 @@
+//! Gradients on a GPU (`kernels/gradient.cu`).
+
+use super::{GradientKernel, Scores, Sequences};
+use crate::backend::gpu::{Gpu, GpuView, GpuViewMut, Grid, Kernel, Launcher, arguments};
+use crate::error::Result;
+use crate::log_prob::{Logit, SoftmaxOptions, Team};
+use crate::tokens::Token;
+
+/// Bytes of a pack, one load of a thread.
+const PACK: usize = 16;
+
+/// Shared memory of a block that is not a row's: the kernel's own and the driver's.
+const RESERVED: usize = 2048;
+
+impl<L: Launcher> GradientKernel for Gpu<L> {
+    fn gradient<T: Logit>(
+        &self,
+        softmax: &SoftmaxOptions<'_, Self>,
+        vocab: usize,
+        tokens: GpuView<'_, Token>,
+        weights: GpuView<'_, f32>,
+        logits: GpuViewMut<'_, T>,
+        log_probs: GpuViewMut<'_, f32>,
+    ) -> Result<()> {
+        let (team, rows) = (Team::of(vocab), tokens.len());
+        let kernel = T::pick(match team {
+            Team::Warp => [Kernel::GradientWarpF32, Kernel::GradientWarpF16, Kernel::GradientWarpBf16],
+            Team::Block => [Kernel::GradientBlockF32, Kernel::GradientBlockF16, Kernel::GradientBlockBf16],
+        });
+        // Two blocks share a multiprocessor.
+        let most = (self.launcher().limits().shared_bytes / 2 - RESERVED) / PACK / team.per_block();
+        let room = (vocab * size_of::<T>()).div_ceil(PACK).min(most);
+        let grid = team.grid(rows).shared(room * PACK * team.per_block());
+        // gradient_*(T* logits, const uint32_t* tokens, const float* weights, uint64_t rows, uint32_t vocab, float scale,
+        //   const uint32_t* mask, uint32_t room, float* log_probs, unsigned long long* status)
+        let arguments = arguments![
+            &logits,
+            &tokens,
+            &weights,
+            rows as u64,
+            vocab as u32,
+            softmax.scale,
+            softmax.mask(),
+            room as u32,
+            &log_probs,
+            self.status(),
+        ];
+        // SAFETY: the caller checked that the logits are `[rows, vocab]`, tokens, weights and log-probs `[rows]` and the
+        // mask, where there is one, a bit per token; the grid's shared memory holds `room` packs per team.
+        unsafe { self.launch(kernel, grid, arguments) }
+    }
+
+    fn sequence_gradient<T: Logit>(
+        &self,
+        softmax: &SoftmaxOptions<'_, Self>,
+        vocab: usize,
+        sequences: &Sequences<'_, Self>,
+        tokens: GpuView<'_, Token>,
+        logits: GpuViewMut<'_, T>,
+        scores: Scores<'_, Self>,
+    ) -> Result<()> {
+        let (team, rows, count) = (Team::of(vocab), tokens.len(), sequences.weights.len());
+        let kernel = T::pick(sequence_kernels(team));
+        let grid = Grid::new(count.min(i32::MAX as usize) as u32, team.grid(1).threads);
+        // gradient_sequences_*(T* logits, const uint32_t* tokens, uint64_t rows, uint32_t vocab, float scale,
+        //   const uint32_t* mask, const uint64_t* offsets, const float* weights, const double* log_q,
+        //   uint64_t sequences, double baseline, float* log_probs, float2* normalisers, double* log_pi,
+        //   unsigned long long* status)
+        self.with_scratch(rows, |normalisers| {
+            let arguments = arguments![
+                &logits,
+                &tokens,
+                rows as u64,
+                vocab as u32,
+                softmax.scale,
+                softmax.mask(),
+                &sequences.offsets,
+                &sequences.weights,
+                &sequences.log_q,
+                count as u64,
+                sequences.baseline,
+                &scores.log_probs,
+                &*normalisers,
+                &scores.log_pi,
+                self.status(),
+            ];
+            // SAFETY: the caller checked the shapes: rows of logits, tokens and log-probs, one offset more than
+            // sequences; the kernel uses only rows that exist, and the scratch memory has one word for each.
+            unsafe { self.launch(kernel, grid, arguments) }
+        })
+    }
+}
+
+fn sequence_kernels(team: Team) -> [Kernel; 3] {
+    use Kernel::*;
+    match team {
+        Team::Warp => [GradientSequencesWarpF32, GradientSequencesWarpF16, GradientSequencesWarpBf16],
+        Team::Block => [GradientSequencesBlockF32, GradientSequencesBlockF16, GradientSequencesBlockBf16],
+    }
+}

@@ -1,0 +1,127 @@
+// ptx.h -- the twins of the PTX wrappers in kernels/common/device.cuh.
+#pragma once
+#include <cstring>
+
+#include "half.h"
+#include "runtime.h"
+
+namespace emu {
+EMU_ACROSS_LANES inline void expect_whole_warp(const Lanes& lanes) {
+  if (lanes.mask != ~0u) fail(lanes.at, "%s needs the whole warp, but lanes %08x meet", lanes.name, lanes.mask);
+}
+
+struct Ldmatrix {
+  uint16_t row[8];
+  uint32_t* out;
+};
+EMU_ACROSS_LANES inline uint32_t matrix_element(const Lanes& lanes, int row, int column) {
+  return static_cast<Ldmatrix*>(lanes.arguments[row])->row[column];
+}
+// Lane 4 i + j gets elements 2 j and 2 j + 1 of row i (transposed: of column i) of each matrix.
+template <bool Transposed> EMU_ACROSS_LANES void ldmatrix_lanes(const Lanes& lanes) {
+  expect_whole_warp(lanes);
+  for (int lane = 0; lane < 32; lane++) {
+    for (int matrix = 0; matrix < 4; matrix++) {
+      const int first = 8 * matrix, i = lane / 4, j = lane % 4 * 2;
+      const uint32_t low = Transposed ? matrix_element(lanes, first + j, i) : matrix_element(lanes, first + i, j);
+      const uint32_t high =
+          Transposed ? matrix_element(lanes, first + j + 1, i) : matrix_element(lanes, first + i, j + 1);
+      static_cast<Ldmatrix*>(lanes.arguments[lane])->out[matrix] = low | high << 16;
+    }
+  }
+}
+template <bool Transposed> void ldmatrix(uint32_t* out, const void* row, Site at) {
+  if (uintptr_t(row) % 16) fail(at, "ldmatrix: the row's address is not a multiple of 16");
+  Ldmatrix argument;
+  argument.out = out;
+  std::memcpy(argument.row, row, 16);  // by the lane that names the row, so that sanitizers see who reads what
+  meet(~0u, &ldmatrix_lanes<Transposed>, &argument, "ldmatrix", at);
+}
+
+struct Mma {
+  float* d;
+  const uint32_t *a, *b;
+};
+// Fragments as in the PTX manual, "Matrix fragments for mma.m16n8k16 with floating point type".
+template <float (*ToFloat)(uint16_t)> EMU_ACROSS_LANES void mma_lanes(const Lanes& lanes) {
+  expect_whole_warp(lanes);
+  float a[16][16], b[16][8], product[16][8] = {};
+  for (int lane = 0; lane < 32; lane++) {
+    const auto* mine = static_cast<Mma*>(lanes.arguments[lane]);
+    const int row = lane / 4, column = lane % 4 * 2;
+    for (int half = 0; half < 2; half++) {
+      for (int i = 0; i < 4; i++)
+        a[row + i % 2 * 8][column + i / 2 * 8 + half] = ToFloat(uint16_t(mine->a[i] >> (16 * half)));
+      for (int i = 0; i < 2; i++) b[column + i * 8 + half][row] = ToFloat(uint16_t(mine->b[i] >> (16 * half)));
+    }
+  }
+  for (int m = 0; m < 16; m++)
+    for (int k = 0; k < 16; k++)
+      for (int n = 0; n < 8; n++) product[m][n] += a[m][k] * b[k][n];
+  for (int lane = 0; lane < 32; lane++)
+    for (int i = 0; i < 4; i++)
+      static_cast<Mma*>(lanes.arguments[lane])->d[i] += product[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+}
+}  // namespace emu
+
+namespace dev {
+inline double mul_rn(double a, double b) { return a * b; }
+inline float exp2_approx(float x) {
+  const float y = exp2f(x);
+  return y < 0x1p-126f ? 0.0f : y;
+}
+
+inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                              emu::Site at = emu::Site::current()) {
+  emu::Mma argument{d, a, b};
+  emu::meet(~0u, &emu::mma_lanes<&emu::bf16_to_float>, &argument, "mma.m16n8k16.bf16", at);
+}
+inline void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                             emu::Site at = emu::Site::current()) {
+  emu::Mma argument{d, a, b};
+  emu::meet(~0u, &emu::mma_lanes<&emu::f16_to_float>, &argument, "mma.m16n8k16.f16", at);
+}
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, emu::Site at = emu::Site::current()) {
+  emu::ldmatrix<false>(r, row, at);
+}
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, emu::Site at = emu::Site::current()) {
+  emu::ldmatrix<true>(r, row, at);
+}
+
+inline void cp_async16(void* to, const void* from, unsigned bytes = 16, emu::Site at = emu::Site::current()) {
+  emu::copy_async(to, from, bytes, at);
+}
+inline void cp_async_commit() { emu::copy_async_commit(); }
+template <int N> void cp_async_wait(emu::Site at = emu::Site::current()) { emu::copy_async_wait(N, at); }
+
+inline void named_barrier_sync(int id, int threads, emu::Site at = emu::Site::current()) {
+  emu::named_barrier(id, threads, true, at);
+}
+inline void named_barrier_arrive(int id, int threads, emu::Site at = emu::Site::current()) {
+  emu::named_barrier(id, threads, false, at);
+}
+
+inline uint32_t cluster_size() { return emu_thread->block->cluster_size; }
+inline uint32_t cluster_rank() { return emu_thread->block->cluster_rank; }
+inline void cluster_arrive(emu::Site at = emu::Site::current()) { emu::cluster_barrier(true, false, at); }
+inline void cluster_wait(emu::Site at = emu::Site::current()) { emu::cluster_barrier(false, true, at); }
+inline void cluster_sync(emu::Site at = emu::Site::current()) { emu::cluster_barrier(true, true, at); }
+template <class T> T* cluster_map(T* p, uint32_t rank, emu::Site at = emu::Site::current()) {
+  return static_cast<T*>(emu::cluster_shared(p, rank, at));
+}
+
+inline void mbar_init(uint64_t* bar, unsigned count, emu::Site at = emu::Site::current()) {
+  emu::mbarrier_init(bar, count, at);
+}
+inline void mbar_init_fence() { emu::fence(); }
+inline void mbar_arrive(uint64_t* bar, emu::Site at = emu::Site::current()) { emu::mbarrier_arrive(bar, 0, at); }
+inline void mbar_arrive_expect_tx(uint64_t* bar, unsigned bytes, emu::Site at = emu::Site::current()) {
+  emu::mbarrier_arrive(bar, bytes, at);
+}
+inline void mbar_wait(uint64_t* bar, unsigned parity, emu::Site at = emu::Site::current()) {
+  emu::mbarrier_wait(bar, parity, at);
+}
+inline void bulk_load(void* to, const void* from, unsigned bytes, uint64_t* bar, emu::Site at = emu::Site::current()) {
+  emu::bulk_copy(to, from, bytes, bar, at);
+}
+}  // namespace dev

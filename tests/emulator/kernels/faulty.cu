@@ -1,0 +1,125 @@
+// faulty.cu -- one mistake per kernel: tests/faults.rs demands that the emulator finds it and says where.
+#include "common/device.cuh"
+
+#define FAULTY_KERNEL(name) extern "C" __global__ void name(float* out)
+
+FAULTY_KERNEL(faulty_divergent_barriers) {
+  if (threadIdx.x < 16) {
+    __syncthreads();  // FAULT divergent
+  } else {
+    __syncthreads();
+  }
+  out[threadIdx.x] = 1;
+}
+
+FAULTY_KERNEL(faulty_return_before_barrier) {
+  if (threadIdx.x >= 40) return;
+  __syncthreads();  // FAULT return
+  out[threadIdx.x] = 1;
+}
+
+// The first warp waits at a barrier that the second never reaches, as that waits for the first.
+FAULTY_KERNEL(faulty_deadlock) {
+  if (threadIdx.x < 32) {
+    dev::named_barrier_sync(1, 64);  // FAULT deadlock
+  } else {
+    dev::named_barrier_sync(2, 64);
+  }
+  out[threadIdx.x] = 1;
+}
+
+FAULTY_KERNEL(faulty_absent_lane) {
+  if (threadIdx.x < 16) out[threadIdx.x] = __shfl_xor_sync(0xffff, 1.0f, 16);  // FAULT absent
+}
+
+FAULTY_KERNEL(faulty_mask) {
+  out[threadIdx.x] = __shfl_xor_sync(0xffff, 1.0f, 1);  // FAULT mask
+}
+
+FAULTY_KERNEL(faulty_mixed_operations) {
+  if (threadIdx.x < 16) {
+    out[threadIdx.x] = __shfl_xor_sync(~0u, 1.0f, 1);
+  } else {
+    __syncwarp();
+  }
+}
+
+// Half a warp is not enough for a matrix product's load.
+FAULTY_KERNEL(faulty_part_of_a_warp) {
+  SHARED_DYN(uint32_t, tile);
+  uint32_t r[4];
+  tile[threadIdx.x] = 0;
+  if (threadIdx.x >= 16) return;
+  dev::ldmatrix_x4(r, tile);  // FAULT part
+  out[threadIdx.x] = float(r[0]);
+}
+
+FAULTY_KERNEL(faulty_uninitialised) {
+  SHARED(float, cell, [32]);
+  SHARED_DYN(float, dynamic);
+  out[threadIdx.x] = threadIdx.x % 2 ? cell[threadIdx.x] : dynamic[threadIdx.x];
+}
+
+FAULTY_KERNEL(faulty_overrun_of_a_variable) {
+  SHARED(float, cell, [32]);  // FAULT overrun
+  cell[threadIdx.x + 1] = 1;
+  out[threadIdx.x] = 1;
+}
+
+FAULTY_KERNEL(faulty_overrun_of_dynamic_memory) {
+  SHARED_DYN(float, cell);
+  cell[int(threadIdx.x) - 1] = 1;
+  out[threadIdx.x] = 1;
+}
+
+FAULTY_KERNEL(faulty_misaligned_row) {
+  SHARED_DYN(uint16_t, tile);
+  for (int i = threadIdx.x; i < 512; i += 32) tile[i] = 0;
+  __syncwarp();
+  uint32_t r[4];
+  dev::ldmatrix_x4(r, tile + threadIdx.x * 12);  // FAULT misaligned
+  out[threadIdx.x] = float(r[0]);
+}
+
+FAULTY_KERNEL(faulty_misaligned_copy) {
+  SHARED_DYN(float, tile);
+  dev::cp_async16(tile + threadIdx.x, out);  // FAULT copy
+}
+
+// Without the wait a copy lands late: what is read is what was there before, a NaN.
+FAULTY_KERNEL(faulty_copy_without_wait) {
+  SHARED_DYN(float, tile);
+  dev::cp_async16(tile + threadIdx.x * 4, out + threadIdx.x * 4);
+  dev::cp_async_commit();
+  dev::cp_async_wait<1>();
+  out[threadIdx.x] = tile[threadIdx.x * 4];
+}
+
+FAULTY_KERNEL(faulty_mbarrier) {
+  SHARED(uint64_t, bar, [1]);
+  dev::mbar_arrive(bar);  // FAULT mbarrier
+  out[0] = 1;
+}
+
+FAULTY_KERNEL(faulty_rank) {
+  SHARED(float, cell, [1]);
+  cell[0] = 1;
+  dev::cluster_sync();
+  out[0] = *dev::cluster_map(cell, dev::cluster_size());  // FAULT rank
+}
+
+EXPORT_KERNEL(faulty_divergent_barriers)
+EXPORT_KERNEL(faulty_return_before_barrier)
+EXPORT_KERNEL(faulty_deadlock)
+EXPORT_KERNEL(faulty_absent_lane)
+EXPORT_KERNEL(faulty_mask)
+EXPORT_KERNEL(faulty_mixed_operations)
+EXPORT_KERNEL(faulty_part_of_a_warp)
+EXPORT_KERNEL(faulty_uninitialised)
+EXPORT_KERNEL(faulty_overrun_of_a_variable)
+EXPORT_KERNEL(faulty_overrun_of_dynamic_memory)
+EXPORT_KERNEL(faulty_misaligned_row)
+EXPORT_KERNEL(faulty_misaligned_copy)
+EXPORT_KERNEL(faulty_copy_without_wait)
+EXPORT_KERNEL(faulty_mbarrier)
+EXPORT_KERNEL(faulty_rank)

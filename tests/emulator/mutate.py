@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+"""Leaves out each synchronisation of the kernels in turn, and demands that some test then fails.
+
+    tests/emulator/mutate.py [--sample N] [--seed S]
+
+A site whose absence cannot be seen says why at the end of its line: `// mutation: <why>`.
+"""
+import argparse
+import json
+import os
+import pathlib
+import random
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PACKAGE = ["-p", "ebm-dpg-emulator", "--tests"]
+SYNCHRONISATION = re.compile(
+    r"\b(__syncthreads\w*|__syncwarp|cp_async_wait<.*?>|named_barrier_\w+|cluster_(sync|arrive|wait)|mbar_wait)\(")
+EXEMPT = re.compile(r"// mutation: (.+)")
+SECONDS = 120  # a test that runs longer hangs, and so has failed
+
+
+def sites():
+    """(file relative to kernels/, line number, statement, reason to skip it or None), from the sources."""
+    kernels = ROOT / "kernels"
+    for path in sorted([*kernels.glob("*.cu"), *kernels.glob("common/*.cuh")]):
+        if path.name == "device.cuh":  # defines the wrappers
+            continue
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if found := SYNCHRONISATION.search(line.split("//")[0]):
+                exempt = EXEMPT.search(line)
+                yield str(path.relative_to(kernels)), number, found[1], exempt and exempt[1]
+
+
+def tests():
+    """(executable, test) of each test of the kernels; builds them first."""
+    built = subprocess.run(["cargo", "test", "--no-run", "--message-format=json", *PACKAGE], cwd=ROOT, check=True,
+                           stdout=subprocess.PIPE, text=True)
+    messages = [json.loads(line) for line in built.stdout.splitlines()]
+    for executable in sorted(message["executable"] for message in messages if message.get("executable")):
+        listed = subprocess.run([executable, "--list"], check=True, stdout=subprocess.PIPE, text=True)
+        yield from ((executable, line.removesuffix(": test")) for line in listed.stdout.splitlines()
+                    if line.endswith(": test"))
+
+
+def fails(executable, test, dropped=None):
+    """Whether the test fails with this site left out, if any."""
+    environment = {**os.environ, "EMULATOR_DROP": dropped} if dropped else os.environ
+    try:
+        run = subprocess.run([executable, "--exact", test], env=environment, timeout=SECONDS,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        return True
+    return run.returncode != 0
+
+
+def words(text):
+    return set(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sample", type=int, help="only so many sites, drawn by --seed")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    found = list(sites())
+    if not found:
+        sys.exit("no synchronisation found in kernels/: has its spelling changed?")
+    if options.sample is not None and options.sample < len(found):
+        found = sorted(random.Random(options.seed).sample(found, options.sample))
+    all_tests = list(tests())
+    broken = [test for executable, test in all_tests if fails(executable, test)]
+    if broken:
+        sys.exit(f"fails before any mutation: {', '.join(broken)}")
+
+    missed = 0
+    print(f"{'site':32}{'statement':24}found by")
+    for name, line, statement, exempt in found:
+        # Tests that share words with the file's name first: they are the likeliest to fail.
+        likely = sorted(all_tests, key=lambda test: -len(words(test[1]) & words(pathlib.Path(name).stem)))
+        finder = exempt and f"(exempt: {exempt})"
+        finder = finder or next((test for executable, test in likely if fails(executable, test, f"{name}:{line}")), None)
+        missed += finder is None
+        print(f"{f'{name}:{line}':32}{statement:24}{finder or 'NO TEST'}", flush=True)
+    if missed:
+        sys.exit(f"{missed} of {len(found)} synchronisations can be left out and no test fails")
+
+
+if __name__ == "__main__":
+    main()

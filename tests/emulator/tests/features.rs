@@ -1,0 +1,119 @@
+//! The feature kernel: every kind of entry, tables in shared and in global memory, bit for bit as on the CPU.
+
+use ebm_dpg::backend::gpu::{Gpu, Launcher};
+use ebm_dpg::backend::{Cpu, Memory};
+use ebm_dpg::features::{Feature, FeatureSet};
+use ebm_dpg::tokens::{Batch, Space};
+
+mod support;
+use support::{bits, download, noise, on_every_backend, upload};
+
+on_every_backend!(
+    all_kinds_have_the_bits_of_the_cpu,
+    a_table_beyond_shared_memory,
+    rows_out_of_range_are_nan_and_the_first_is_named,
+    no_rows_are_a_no_op,
+);
+
+mod cases {
+    use super::*;
+
+    /// Random content over the first tokens, where patterns are likely; every length, some cut.
+    fn batch(space: Space, rows: usize) -> Batch {
+        let longest = space.longest as usize;
+        let random = noise(9, rows * longest);
+        let sequence = |row: usize| {
+            let length = row * 13 % longest;
+            let content = random[row * longest..][..length].iter();
+            let mut tokens: Vec<u32> = content.map(|v| u32::from(*v > 0.0) + u32::from(*v > 0.8)).collect();
+            tokens.push(if length + 1 == longest && row.is_multiple_of(2) { 1 } else { space.eos });
+            tokens
+        };
+        Batch::from_sequences(space, &(0..rows).map(sequence).collect::<Vec<_>>()).unwrap()
+    }
+
+    fn pattern(seed: u64, len: usize) -> Vec<u32> {
+        noise(seed, len).iter().map(|&v| u32::from(v > 0.0)).collect()
+    }
+
+    fn set(space: Space, features: Vec<Feature>) -> FeatureSet {
+        let named = features.into_iter().enumerate();
+        named.fold(FeatureSet::new(space), |set, (i, feature)| set.with(i.to_string(), feature).unwrap())
+    }
+
+    /// φ on the device, and what the status word said.
+    fn evaluate<L: Launcher>(gpu: &Gpu<L>, set: &FeatureSet, batch: &Batch) -> (Vec<f32>, ebm_dpg::Result<()>) {
+        let (tokens, lengths) = (upload(gpu, &batch.tokens), upload(gpu, &batch.lengths));
+        let device = Batch { space: batch.space, rows: batch.rows, tokens, lengths };
+        let len = batch.rows * set.len();
+        let mut phi = upload(gpu, &vec![7.0_f32; len]);
+        set.compile(gpu).unwrap().evaluate(gpu, &device, Gpu::<L>::view_mut(&mut phi, len)).unwrap();
+        let status = gpu.check();
+        (download(gpu, &phi), status)
+    }
+
+    fn as_on_the_cpu<L: Launcher>(gpu: &Gpu<L>, set: &FeatureSet, batch: &Batch) {
+        let mut want = vec![0.0; batch.rows * set.len()];
+        set.compile(&Cpu).unwrap().evaluate(&Cpu, batch, &mut want).unwrap();
+        let (got, status) = evaluate(gpu, set, batch);
+        status.unwrap();
+        assert_eq!(bits(&got), bits(&want), "T = {}, {} rows", batch.space.longest, batch.rows);
+    }
+
+    pub fn all_kinds_have_the_bits_of_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
+        // Around the tile of 32 tokens and the 16-byte copies; rows around a warp and a block.
+        for (longest, rows) in [(1, 3), (31, 33), (32, 1), (33, 300), (36, 64), (70, 40)] {
+            let space = Space::new(4, longest).unwrap();
+            let longest = longest as usize;
+            let mut features = vec![Feature::Length, Feature::LengthSquared];
+            for length in [1, 2, 5, 31, 32, 33, 65].into_iter().filter(|&length| length <= longest) {
+                features.push(Feature::EditDistance(pattern(length as u64, length)));
+                features.push(Feature::LongestCommonSubstring(pattern(length as u64 + 1, length)));
+                features.push(Feature::Contains(pattern(7, length.min(4))));
+            }
+            features.push(Feature::StartsWith(pattern(3, longest.min(2))));
+            features.push(Feature::EndsWith(vec![1]));
+            features.push(Feature::Equals(vec![0]));
+            features.push(Feature::MultipleOf { modulus: 3, zero: 0, one: 1 });
+            as_on_the_cpu(gpu, &set(space, features), &batch(space, rows));
+        }
+    }
+
+    pub fn a_table_beyond_shared_memory<L: Launcher>(gpu: &Gpu<L>) {
+        let space = Space::new(60_000, 40).unwrap();
+        let mut features = vec![Feature::Contains(vec![1, 0, 1]), Feature::EditDistance(pattern(5, 37))];
+        features.push(Feature::LongestCommonSubstring(pattern(6, 20)));
+        as_on_the_cpu(gpu, &set(space, features.clone()), &batch(space, 300));
+        // More features than leave through a tile.
+        features.resize(80, Feature::EndsWith(vec![1]));
+        as_on_the_cpu(gpu, &set(space, features), &batch(space, 40));
+    }
+
+    pub fn rows_out_of_range_are_nan_and_the_first_is_named<L: Launcher>(gpu: &Gpu<L>) {
+        let space = Space::new(4, 40).unwrap();
+        let set = set(space, vec![Feature::Contains(vec![1, 0]), Feature::Length]);
+        let mut batch = batch(space, 90);
+        let mut want = vec![0.0; 180];
+        set.compile(&Cpu).unwrap().evaluate(&Cpu, &batch, &mut want).unwrap();
+        batch.lengths[70] = 0;
+        batch.lengths[41] = 41;
+        batch.lengths[80] = u32::MAX;
+        batch.tokens[60 * 40..][..8].copy_from_slice(&[0, 1, 0, u32::MAX, 0, 1, 0, space.eos]);
+        batch.lengths[60] = 8;
+        for row in [70, 41, 80, 60] {
+            want[2 * row..2 * row + 2].fill(f32::NAN);
+        }
+        // A token behind the end is nobody's business.
+        batch.tokens[5 * 40 + 39] = u32::MAX;
+        batch.lengths[5] = batch.lengths[5].min(39);
+        let (got, status) = evaluate(gpu, &set, &batch);
+        assert!(status.unwrap_err().to_string().starts_with("row 41 of the batch"));
+        assert_eq!(bits(&got), bits(&want));
+    }
+
+    pub fn no_rows_are_a_no_op<L: Launcher>(gpu: &Gpu<L>) {
+        let space = Space::new(4, 40).unwrap();
+        let set = set(space, vec![Feature::Length]);
+        assert_eq!(evaluate(gpu, &set, &batch(space, 0)).0.len(), 0);
+    }
+}
