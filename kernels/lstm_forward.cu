@@ -368,7 +368,6 @@ template <int TILES, bool SPLIT> struct Forward {
     const Softmax model = softmax(plain), q = drawn.guided ? softmax(drawn) : model;
     if (a.mode == kSample) emitted = pick(drawn, q, uniform(local, t));
     if (a.mode == kTrain) keep_residual(local, t, plain.z, model, emitted);
-    __syncwarp();
     if (at.lane != 0) return;
     log_model[local] += model.log_prob(plain(emitted));
     log_q[local] += q.log_prob(drawn(emitted));
@@ -419,9 +418,6 @@ template <int TILES, bool SPLIT> struct Forward {
     // spare in order, modulo layers + 1.
     uint32_t spare = a.size.layers;
     for (uint32_t t = 0; t < a.longest; t++) {
-      bool any = false;
-      for (uint32_t local = threadIdx.x; local < kRows; local += blockDim.x) any |= alive[local] != 0;
-      if (!__syncthreads_or(any)) break;
       const __half* below = nullptr;
       for (uint32_t layer = 0; layer < a.size.layers; layer++) {
         const uint32_t before = (spare + 1) % (a.size.layers + 1);
@@ -432,11 +428,13 @@ template <int TILES, bool SPLIT> struct Forward {
       }
       head(below);
       __syncthreads();
+      bool any = false;
       for (uint32_t local = warp; local < kRows; local += warps) {
         if (alive[local]) token_step(local, t);
         else if (a.mode == kTrain) keep_nothing(local, t);
+        any |= at.lane == 0 && alive[local];  // lane 0 wrote it
       }
-      __syncthreads();
+      if (!__syncthreads_or(any)) break;
     }
     finish();
   }

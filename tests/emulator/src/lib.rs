@@ -80,10 +80,21 @@ impl Schedule {
     }
 }
 
+impl Schedule {
+    /// A device for each schedule: launches choose their blocks by it.
+    fn limits(self) -> Limits {
+        match self {
+            Schedule::Backward => Limits::new(227 << 10, 1, 90),
+            _ => Limits::new(227 << 10, 4, 90),
+        }
+    }
+}
+
 /// A launcher that runs kernels on the thread that launches them.
 #[derive(Clone)]
 pub struct Emulator {
     schedule: Schedule,
+    limits: Limits,
     kernels: Arc<HashMap<String, &'static ExportedKernel>>,
 }
 
@@ -140,8 +151,13 @@ impl Emulator {
         let kernels: HashMap<_, _> = EXPORTED.iter().map(|kernel| (kernel.name(), *kernel)).collect();
         match Kernel::ALL.iter().find(|kernel| !kernels.contains_key(kernel.symbol())) {
             Some(kernel) => Err(unknown(kernel.symbol())),
-            None => Ok(Emulator { schedule, kernels: Arc::new(kernels) }),
+            None => Ok(Emulator { schedule, limits: schedule.limits(), kernels: Arc::new(kernels) }),
         }
+    }
+
+    /// The same on a device of other limits.
+    pub fn limited(self, limits: Limits) -> Self {
+        Emulator { limits, ..self }
     }
 
     /// The backend over [`Emulator::new`].
@@ -239,6 +255,6 @@ impl Launcher for Emulator {
     }
 
     fn limits(&self) -> Limits {
-        Limits::new(227 << 10, 4, 90)
+        self.limits
     }
 }

@@ -12,6 +12,8 @@ on_every_backend!(
     all_kinds_have_the_bits_of_the_cpu,
     a_table_beyond_shared_memory,
     rows_out_of_range_are_nan_and_the_first_is_named,
+    rows_without_tokens_leave_no_copy_behind,
+    a_warp_takes_more_rows_than_its_own,
     no_rows_are_a_no_op,
 );
 
@@ -109,6 +111,22 @@ mod cases {
         let (got, status) = evaluate(gpu, &set, &batch);
         assert!(status.unwrap_err().to_string().starts_with("row 41 of the batch"));
         assert_eq!(bits(&got), bits(&want));
+    }
+
+    /// The first tile is on its way when a warp finds that none of its rows has a length.
+    pub fn rows_without_tokens_leave_no_copy_behind<L: Launcher>(gpu: &Gpu<L>) {
+        let space = Space::new(4, 40).unwrap();
+        let mut batch = batch(space, 33);
+        batch.lengths.fill(0);
+        let (phi, status) = evaluate(gpu, &set(space, vec![Feature::Contains(pattern(7, 3)); 3]), &batch);
+        assert!(status.unwrap_err().to_string().contains("row 0"));
+        assert!(phi.iter().all(|value| value.is_nan()));
+    }
+
+    pub fn a_warp_takes_more_rows_than_its_own<L: Launcher>(gpu: &Gpu<L>) {
+        let space = Space::new(4, 3).unwrap();
+        let rows = gpu.launcher().limits().multiprocessors.min(4) * 64 * 32 + 100;
+        as_on_the_cpu(gpu, &set(space, vec![Feature::Contains(pattern(7, 1)), Feature::Length]), &batch(space, rows));
     }
 
     pub fn no_rows_are_a_no_op<L: Launcher>(gpu: &Gpu<L>) {

@@ -6,7 +6,7 @@ mod oracle;
 use std::collections::BTreeMap;
 
 use ebm_dpg::adam::AdamOptions;
-use ebm_dpg::backend::gpu::{Gpu, Launcher};
+use ebm_dpg::backend::gpu::{Gpu, Launcher, Limits};
 use ebm_dpg::backend::{Cpu, Memory};
 use ebm_dpg::exact::{Guide, LookAhead};
 use ebm_dpg::features::{Feature, FeatureSet};
@@ -14,6 +14,7 @@ use ebm_dpg::models::{Coefficients, GpuLstm, Lstm, LstmShape, Markov, Policy, Pr
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space, Token};
+use ebm_dpg_emulator::{Emulator, Schedule};
 use oracle::{OracleLstm, assert_block_close, assert_close};
 
 mod support;
@@ -28,6 +29,7 @@ on_every_backend!(
     plain_samples_have_the_log_q_they_were_drawn_with,
     training_follows_the_cpu,
     dropout_drops_what_the_cpu_drops,
+    few_rows_of_many_have_a_gradient,
     bad_rows_are_named,
 );
 
@@ -129,6 +131,26 @@ fn guide(space: Space) -> Guide {
     let set = FeatureSet::new(space).with("11", Feature::Contains(vec![1, 1])).unwrap();
     let potential = Potential::new(&Cpu, &[Role::Require(1.0)]).unwrap();
     LookAhead::towards(&Markov::noise(space, 4).unwrap(), &set, &potential, 100).unwrap().guide()
+}
+
+/// Shared memory that holds the states of one tile, but not its cells.
+#[test]
+fn cells_beyond_shared_memory() {
+    let small = Emulator::new(Schedule::Random(3)).unwrap().limited(Limits::new(13_000, 1, 80));
+    let gpu = Gpu::new(small).unwrap();
+    cases::log_probs_agree_with_the_oracle(&gpu);
+    cases::gradients_agree_with_the_oracle_per_block(&gpu);
+}
+
+#[test]
+fn a_network_beyond_shared_memory_is_an_error() {
+    let gpu = Gpu::new(Emulator::new(Schedule::Forward).unwrap().limited(Limits::new(1 << 10, 1, 80))).unwrap();
+    let space = Space::new(2, 4).unwrap();
+    let mut lstm = lstm(space, 1, 8).to_gpu(&gpu).unwrap();
+    let batch = upload(&gpu, space, &sequences(space, 2));
+    let mut out = gpu.zeros(2, "log-probs").unwrap();
+    let error = lstm.score(&batch, Gpu::<Emulator>::view_mut(&mut out, 2)).unwrap_err();
+    assert!(error.to_string().contains("1024 bytes of shared memory"), "{error}");
 }
 
 mod cases {
@@ -292,6 +314,27 @@ mod cases {
         for ((name, got), (_, _, want)) in on_gpu.gradients().unwrap().iter().zip(on_cpu.gradients()) {
             let want: Vec<f64> = want.into_iter().map(f64::from).collect();
             assert_block_close(name, got, &want, 2e-4);
+        }
+    }
+
+    /// More rows than the block that picks them out, most of weight 0.
+    pub fn few_rows_of_many_have_a_gradient<L: Launcher>(gpu: &Gpu<L>) {
+        let space = Space::new(2, 2).unwrap();
+        let lstm = lstm(space, 1, 5);
+        let sequences = sequences(space, 2100);
+        let weights: Vec<f32> = (0..2100).map(|row| if row % 97 == 60 { 0.5 } else { 0.0 }).collect();
+        let mut on_gpu = lstm.to_gpu(gpu).unwrap();
+        let log_probs = gradient(gpu, &mut on_gpu, &upload(gpu, space, &sequences), &weights, None);
+        let weighted = || sequences.iter().zip(&weights).filter(|(_, weight)| **weight != 0.0);
+        let weighted: Vec<_> = weighted().map(|(x, &weight)| (x.clone(), f64::from(weight))).collect();
+        let oracle = oracle_of(&lstm);
+        let want = oracle.gradient(&weighted);
+        for (name, values) in on_gpu.gradients().unwrap() {
+            assert_block_close(&name, &values, &want[&name], 2e-4);
+        }
+        for (row, log_prob) in log_probs.iter().enumerate() {
+            let want = if weights[row] == 0.0 { f64::NAN } else { oracle.log_prob(&sequences[row]) };
+            assert_close(&format!("row {row}"), &[*log_prob], &[want], 5e-6);
         }
     }
 
