@@ -47,7 +47,7 @@ impl Experiment for Motif {
         let modulus = (self.mode == Mode::Mult).then_some(self.multiple);
         let space = Process::space(common.length)?;
         let features = FeatureSet::from_flags(space, &motif, &self.features, modulus)?;
-        let splits = process.splits(common.seed, self.data_size, VALIDATION, TEST)?;
+        let splits = process.splits(common.seed, self.data_size, common.bounded(VALIDATION), common.bounded(TEST))?;
         let loaded = phase::load_base(common, space)?;
         let mut output = Output::create(&common.out)?;
         let mut seconds = Seconds::default();

@@ -120,7 +120,8 @@ impl Corpus {
             let expected = "3 or more that are not blank: to train, to validate and to test";
             return Err(Error::argument("lines", expected, rows));
         }
-        let (validation, test) = ((rows / 10).clamp(1, VALIDATION), (rows / 10).clamp(1, TEST));
+        let share = |most| (rows / 10).clamp(1, options.common.bounded(most));
+        let (validation, test) = (share(VALIDATION), share(TEST));
         let most = rows - validation - test;
         let train = options.data_size.unwrap_or(most);
         if train > most {

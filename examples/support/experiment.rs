@@ -24,6 +24,9 @@ use super::progress::Progress;
 use super::report::Output;
 use super::say;
 
+/// Sequences that judge at the end.
+const JUDGED: usize = 10_000;
+
 /// A trained or loaded base, and how long its training took.
 pub struct Base<B: LstmBackend> {
     pub model: B::Lstm,
@@ -137,7 +140,8 @@ pub fn fit<B: LstmBackend>(
 /// The options of the fit.
 fn fit_options(common: &Common, samples: usize) -> FitOptions {
     let mut options = FitOptions::default();
-    options.samples = samples;
+    options.samples = common.bounded(samples);
+    options.base_samples = common.bounded(options.base_samples);
     options.moments = match common.moments {
         Moments::Rs => fit::Moments::Rejection,
         Moments::Snis => fit::Moments::Base,
@@ -213,7 +217,7 @@ pub fn judge<B: LstmBackend, R: Sampler<B>>(
 ) -> Result<Evaluation> {
     let source = if target.guide.is_some() { Source::Guided } else { Source::Policy };
     let draw = Draw::new(common.seed, Purpose::Evaluate).skip(1 << 50);
-    tune::evaluate(backend, target, policy, source, common.judged, draw)
+    tune::evaluate(backend, target, policy, source, common.bounded(JUDGED), draw)
 }
 
 /// Cross-entropy of a model on data, nats per token.
@@ -286,7 +290,7 @@ pub fn moments<B: Backend>(
     table: &FeatureTable<B>,
 ) -> Result<Vec<Estimate>> {
     let draw = Draw::new(common.seed, Purpose::Evaluate).skip(1 << 51);
-    let phi = evaluate(backend, table, &sample(backend, model, common.judged, draw)?)?;
+    let phi = evaluate(backend, table, &sample(backend, model, common.bounded(JUDGED), draw)?)?;
     let column = |i: usize| phi.iter().skip(i).step_by(table.len()).map(|&v| f64::from(v)).collect::<Vec<_>>();
     (0..table.len()).map(|i| Estimate::mean(&column(i))).collect()
 }

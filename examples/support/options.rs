@@ -227,9 +227,9 @@ pub struct Common {
     /// auto, cpu or cuda:N
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: Place,
-    /// Sequences that judge at the end
-    #[arg(long, hide = true, value_name = "N", default_value = "10000", value_parser = count)]
-    pub judged: usize,
+    /// Most sequences that validate, test, fit and judge: for trials on devices that are very slow
+    #[arg(long, hide = true, value_name = "N", value_parser = count)]
+    pub at_most: Option<usize>,
     /// Same seed, same report
     #[arg(long, value_name = "N", default_value = "1234", value_parser = seed, allow_negative_numbers = true)]
     pub seed: u64,
@@ -423,6 +423,11 @@ impl Common {
         };
         self.device = Place::On(device);
         device.open()
+    }
+
+    /// So many sequences, or as many as `--at-most` grants.
+    pub fn bounded(&self, sequences: usize) -> usize {
+        self.at_most.map_or(sequences, |most| sequences.min(most))
     }
 
     /// `Ok` where models, batch and data fit in the machine's memory; `text` asks again once it knows its vocabulary.
