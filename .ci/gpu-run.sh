@@ -17,13 +17,15 @@ stage() {
     echo "$name: passed $passed, $((SECONDS - started)) s"
 }
 
-on_gpu() { ./tests/kernels ::cuda "$@" && ! ./tests/kernels ::cuda --list | grep -q '^0 tests'; }
-sanitized() { compute-sanitizer --tool "$1" --error-exitcode 1 ./tests/kernels ::cuda --test-threads=1; }
+on_gpu() { "$1" ::cuda && ! "$1" ::cuda --list | grep -q '^0 tests'; }
+sanitized() { compute-sanitizer --tool "$1" --error-exitcode 1 "$2" ::cuda --test-threads=1; }
 
-stage kernels on_gpu
+for test in tests/*; do stage "test-$(basename "$test")" on_gpu "$test"; done
 if command -v compute-sanitizer > /dev/null; then
-    stage memcheck sanitized memcheck
-    stage racecheck sanitized racecheck
+    for test in tests/*; do
+        stage "memcheck-$(basename "$test")" sanitized memcheck "$test"
+        stage "racecheck-$(basename "$test")" sanitized racecheck "$test"
+    done
 fi
 
 # Medians in nanoseconds, as criterion writes them; the bench's name is group/function.
@@ -35,10 +37,23 @@ for file in results/criterion/*/*/new/estimates.json; do
     figures+=("\"${name%/new/estimates.json}\": $median")
 done
 
-# The same step in PyTorch: its last line is JSON.
+# The same work in PyTorch; each prints lines of JSON.
+peer() {
+    stage "peer-$1" python3 "peers/$2_torch.py" --device cuda "${@:3}"
+    while read -r line; do peers+=("$line"); done < <(grep '^{' "results/peer-$1.log")
+}
+peers=()
 if python3 -c "import torch; assert torch.cuda.is_available()" 2> /dev/null; then
-    stage peer-torch python3 peers/dpg_torch.py --device cuda
-    peer=$(tail -n 1 results/peer-torch.log | grep '^{')
+    for batch in 2048 65536; do
+        peer "step-$batch" dpg --batch "$batch"
+        peer "step-$batch-graph" dpg --batch "$batch" --graph
+        peer "step-$batch-compiled" dpg --batch "$batch" --compile
+    done
+    peer features features --rows 1000000
+    for dtype in float32 bfloat16; do
+        peer "logits-$dtype" logits --dtype "$dtype" --shapes 65536x256 8192x128256
+        peer "logits-$dtype-compiled" logits --dtype "$dtype" --shapes 65536x256 8192x128256 --compile
+    done
 fi
 
 about() { nvidia-smi --id=0 --query-gpu="$1" --format=csv,noheader 2> /dev/null || echo unknown; }
@@ -46,7 +61,7 @@ join() { local IFS=,; echo "$*"; }
 cat > results/results.json << JSON
 {"commit": "$(cat commit)", "date": "$(date -u +%FT%TZ)", "gpu": "$(about name)", "driver": "$(about driver_version)",
  "passed": $( ((failed)) && echo false || echo true), "stages": {$(join "${stages[@]}")},
- "median_ns": {$(join "${figures[@]}")}, "peer_torch": ${peer:-null}}
+ "median_ns": {$(join "${figures[@]}")}, "peers": [$(join "${peers[@]}")]}
 JSON
 cat results/results.json
 exit "$failed"

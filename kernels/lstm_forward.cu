@@ -358,6 +358,7 @@ template <int TILES, bool SPLIT> struct Forward {
     const uint64_t sequence = uint64_t(row[local]) * a.longest;
     uint32_t emitted = a.mode == kSample ? 0 : a.tokens[sequence + t];
     if (a.mode != kSample && emitted >= a.size.vocab) {
+      __syncwarp();  // all lanes have read that the row is alive
       if (at.lane == 0) reject(local);
       if (a.mode == kTrain) keep_nothing(local, t);
       return;
@@ -368,6 +369,7 @@ template <int TILES, bool SPLIT> struct Forward {
     const Softmax model = softmax(plain), q = drawn.guided ? softmax(drawn) : model;
     if (a.mode == kSample) emitted = pick(drawn, q, uniform(local, t));
     if (a.mode == kTrain) keep_residual(local, t, plain.z, model, emitted);
+    __syncwarp();  // mutation: orders what the lanes read before lane 0's writes; only the thread sanitizer sees that
     if (at.lane != 0) return;
     log_model[local] += model.log_prob(plain(emitted));
     log_q[local] += q.log_prob(drawn(emitted));

@@ -35,7 +35,7 @@ DEV_FN Terms terms_of(double log_v, double log_u) {
 
 // sums[chunk * (5 + features) ..] = max log_w, then the sums of v, v^2, v log(v/u) - v + u, |u - v| / 2 and v * phi[f]
 // over the 1024 rows of a chunk. log_pi may be null: u is 1 then. Grid: blocks stride over the chunks, 256 threads.
-extern "C" __global__ void __launch_bounds__(256, 4)
+extern "C" __global__ void __launch_bounds__(256, 3)
 weight_sums(const double* log_w, const double* log_q, const double* log_pi, const float* phi, uint64_t rows,
             uint32_t features, double log_z, double* sums, unsigned long long* status) {
   const uint64_t chunks = (rows + kChunk - 1) / kChunk;

@@ -5,6 +5,9 @@ w = P(x)/q(x) with P = r exp<lambda, phi>, then ascend sum_b w_b log pi(x_b) wit
 seconds of each phase over the repeats, after two unmeasured steps.
 
     python3 dpg_torch.py --batch 2048 --hidden 200 --layers 2 --length 30 --vocab 4 --repeats 7
+
+On a GPU, `--graph` replays the whole step as one CUDA graph (only the total is measured then), and `--compile` compiles
+the scoring of sequences.
 """
 
 import argparse
@@ -66,10 +69,13 @@ def measure(options):
     proposal, base, policy = (Lstm(options.vocab, options.hidden, options.layers).to(device) for _ in range(3))
     features = patterns(options.features, options.vocab, device)
     coefficients = torch.ones(len(features), device=device)
-    adam = torch.optim.Adam(policy.parameters(), lr=1e-3)
+    adam = torch.optim.Adam(policy.parameters(), lr=1e-3, capturable=options.graph)
+    if options.compile:
+        for model in (base, policy):
+            model.log_prob = torch.compile(model.log_prob)
 
     def now():
-        if device.type == "cuda":
+        if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
             torch.cuda.synchronize()
         return time.perf_counter()
 
@@ -90,10 +96,33 @@ def measure(options):
         times.append(now())
         return [after - before for before, after in zip(times, times[1:])]
 
+    if options.graph:
+        return {"total": statistics.median(replayed(step, options.repeats))}
     steps = [step() for _ in range(WARM_UP + options.repeats)][WARM_UP:]
     seconds = {phase: statistics.median(column) for phase, column in zip(PHASES, zip(*steps))}
     seconds["total"] = statistics.median(sum(times) for times in steps)
     return seconds
+
+
+def replayed(step, repeats):
+    """Seconds of each replay of the step as one CUDA graph."""
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+
+    def once():
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        graph.replay()
+        torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    return [once() for _ in range(WARM_UP + repeats)][WARM_UP:]
 
 
 def main():
@@ -101,7 +130,11 @@ def main():
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     for name, default in dict(batch=2048, hidden=200, layers=2, length=30, vocab=4, features=4, repeats=7).items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--graph", action="store_true", help="replay the step as one CUDA graph")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the scoring")
     options = parser.parse_args()
+    if options.graph and options.device == "cpu":
+        parser.error("--graph: expected --device cuda, got cpu")
     seconds = measure(options)
     print(json.dumps({
         "program": f"torch {torch.__version__}",

@@ -34,7 +34,12 @@ void meet(uint32_t mask, WarpOperation operation, void* argument, const char* na
   while (index < warp->meetings.size() && warp->meetings[index].mask != mask) index++;
   if (index == warp->meetings.size()) {
     RuntimeScope scope;
-    warp->meetings.push_back({{{}, mask, name, at}, operation});
+    // In place: the sanitizer would see a copy from this fiber's stack, which the kernel uses again, as the runtime's.
+    Meeting& meeting = warp->meetings.emplace_back();
+    meeting.mask = mask;
+    meeting.name = name;
+    meeting.at = at;
+    meeting.operation = operation;
   }
   Meeting& meeting = warp->meetings[index];
   if (meeting.operation != operation || strcmp(meeting.name, name))
