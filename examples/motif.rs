@@ -7,16 +7,15 @@ use std::time::Instant;
 use ebm_dpg::Result;
 use ebm_dpg::backend::Cpu;
 use ebm_dpg::data::{Process, Splits};
-use ebm_dpg::exact::Guide;
 use ebm_dpg::features::FeatureSet;
 use ebm_dpg::fit::Targets;
-use ebm_dpg::models::{LikelihoodOptions, Lstm, Policy, Sampler};
-use ebm_dpg::potential::Potential;
+use ebm_dpg::models::{LikelihoodOptions, Lstm, LstmBackend, Policy, Sampler};
 use ebm_dpg::tokens::Token;
 use ebm_dpg::tune::Target;
 use ebm_dpg::weights::Estimate;
 
 mod support;
+use support::Experiment;
 use support::experiment as phase;
 use support::options::{self, Init, Mode, Motif, Options};
 use support::report::{CrossEntropies, Features, Frequencies, MomentTable, Output, Report, Seconds};
@@ -32,42 +31,39 @@ const FIT_SAMPLES: usize = 20_000;
 const UPDATES: usize = 4;
 
 fn main() -> ExitCode {
-    support::run(experiment)
+    support::run::<Motif>()
 }
 
-fn experiment(options: &Motif) -> Result<()> {
-    let started = Instant::now();
-    let motif: Vec<Token> = options.motif.bytes().map(|bit| Token::from(bit - b'0')).collect();
-    let process = match options.mode {
-        Mode::M => Process::motif(&motif, options.common.length)?,
-        Mode::Mam => Process::mixture(&motif, options.common.length, 0.9)?,
-        Mode::Mult => Process::multiple(options.multiple, options.common.length)?,
-    };
-    // Flags that do not fit the motif are told before any work.
-    let modulus = (options.mode == Mode::Mult).then_some(options.multiple);
-    let space = Process::space(options.common.length)?;
-    let features = FeatureSet::from_flags(space, &motif, &options.features, modulus)?;
-    let splits = process.splits(options.common.seed, options.data_size, VALIDATION, TEST)?;
-    let loaded = phase::load_base(&options.common, space)?;
-    let mut output = Output::create(&options.common.out)?;
-    let mut seconds = Seconds::default();
-    let report = match options.target {
-        options::Target::Ebm => fitted(options, features, &process, &splits, loaded, &mut output, &mut seconds)?,
-        options::Target::True => truth(options, &process, &splits, loaded, &mut output, &mut seconds)?,
-    };
-    seconds.total = started.elapsed().as_secs_f64();
-    let (names, report) = (report.0, Report { seconds, ..report.1 });
-    report.write(&mut output)?;
-    support::print(&report.table(&names, &output))
+impl Experiment for Motif {
+    fn run<B: LstmBackend>(&self, backend: &B) -> Result<()> {
+        let (started, common) = (Instant::now(), &self.common);
+        let motif: Vec<Token> = self.motif.bytes().map(|bit| Token::from(bit - b'0')).collect();
+        let process = match self.mode {
+            Mode::M => Process::motif(&motif, common.length)?,
+            Mode::Mam => Process::mixture(&motif, common.length, 0.9)?,
+            Mode::Mult => Process::multiple(self.multiple, common.length)?,
+        };
+        // Flags that do not fit the motif are told before any work.
+        let modulus = (self.mode == Mode::Mult).then_some(self.multiple);
+        let space = Process::space(common.length)?;
+        let features = FeatureSet::from_flags(space, &motif, &self.features, modulus)?;
+        let splits = process.splits(common.seed, self.data_size, common.bounded(VALIDATION), common.bounded(TEST))?;
+        let loaded = phase::load_base(common, space)?;
+        let mut output = Output::create(&common.out)?;
+        let mut seconds = Seconds::default();
+        let job = Job { options: self, process: &process, loaded };
+        let (names, report) = match self.target {
+            options::Target::Ebm => {
+                job.fitted(backend, &splits.upload(backend)?, features, &mut output, &mut seconds)?
+            }
+            options::Target::True => job.truth(&splits, &mut output, &mut seconds)?,
+        };
+        seconds.total = started.elapsed().as_secs_f64();
+        let report = Report { seconds, ..report };
+        report.write(&mut output)?;
+        support::print(&report.table(&names, &output))
+    }
 }
-
-/// r, trained on the data unless it is loaded.
-fn train(options: &Motif, loaded: Option<Lstm>, splits: &Splits, output: &mut Output) -> Result<phase::Base> {
-    let data = (&splits.train, &splits.validation);
-    phase::base(&options.common, loaded, likelihood(options.data_size), data, output)
-}
-
-type Outcome = (Vec<String>, Report);
 
 /// How r is trained: four updates a pass at least, where the data allow, and a bound on updates for any amount of data.
 fn likelihood(rows: usize) -> LikelihoodOptions {
@@ -78,113 +74,120 @@ fn likelihood(rows: usize) -> LikelihoodOptions {
     options
 }
 
-/// P_λ = r·b·exp⟨λ, φ⟩ fitted to the data.
-fn fitted(
-    options: &Motif,
-    features: FeatureSet,
-    process: &Process,
-    splits: &Splits,
+/// What there is to do, and the base to do it with where one is given.
+struct Job<'a> {
+    options: &'a Motif,
+    process: &'a Process,
     loaded: Option<Lstm>,
-    output: &mut Output,
-    seconds: &mut Seconds,
-) -> Result<Outcome> {
-    let common = &options.common;
-    let mut base = train(options, loaded, splits, output)?;
-    seconds.base = base.seconds;
-    let table = features.compile(&Cpu)?;
-    let targets = Targets::from_data(&phase::evaluate(&table, &splits.train)?, features.len())?;
-    let fit = phase::fit(common, FIT_SAMPLES, &mut base.model, &features, &targets)?;
-    seconds.fit = fit.seconds;
-    let policy = phase::initial_policy(common, splits.train.space, Some(&base.model))?;
-    let run = Run { options, process, splits, features, data_moments: targets.moments().to_vec(), log_z: fit.log_z };
-    run.tune(&mut base.model, &fit.potential, &fit.guide, policy, fit.warnings, output, seconds)
 }
 
-/// The distribution that made the data as the target: noise times its feature, λ known.
-fn truth(
-    options: &Motif,
-    process: &Process,
-    splits: &Splits,
-    loaded: Option<Lstm>,
-    output: &mut Output,
-    seconds: &mut Seconds,
-) -> Result<Outcome> {
-    let common = &options.common;
-    let mut noise = process.chain().clone();
-    let base = match common.init {
-        Init::Base => Some(train(options, loaded, splits, output)?),
-        Init::Fresh => None,
-    };
-    seconds.base = base.as_ref().map_or(0.0, |base| base.seconds);
-    let policy = phase::initial_policy(common, splits.train.space, base.as_ref().map(|base| &base.model))?;
-    let guide = process.exact().look_ahead().guide();
-    let features = process.features().clone();
-    let phi = phase::evaluate(&features.compile(&Cpu)?, &splits.train)?;
-    let log_z = Estimate::exact(process.exact().log_z());
-    let data_moments = Targets::from_data(&phi, features.len())?.moments().to_vec();
-    let run = Run { options, process, splits, features, data_moments, log_z };
-    run.tune(&mut noise, process.potential(), &guide, policy, Vec::new(), output, seconds)
+type Outcome = (Vec<String>, Report);
+
+impl Job<'_> {
+    /// r, trained on the data unless it is loaded.
+    fn train<B: LstmBackend>(&self, backend: &B, data: &Splits<B>, output: &mut Output) -> Result<phase::Base<B>> {
+        let loaded = self.loaded.clone();
+        phase::base(backend, &self.options.common, loaded, likelihood(self.options.data_size), data, output)
+    }
+
+    /// P_λ = r·b·exp⟨λ, φ⟩ fitted to the data.
+    fn fitted<B: LstmBackend>(
+        &self,
+        backend: &B,
+        data: &Splits<B>,
+        features: FeatureSet,
+        output: &mut Output,
+        seconds: &mut Seconds,
+    ) -> Result<Outcome> {
+        let common = &self.options.common;
+        let mut base = self.train(backend, data, output)?;
+        seconds.base = base.seconds;
+        let table = features.compile(backend)?;
+        let targets = Targets::from_data(&phase::evaluate(backend, &table, &data.train)?, features.len())?;
+        let fit = phase::fit(backend, common, FIT_SAMPLES, &mut base.model, &features, &targets)?;
+        seconds.fit = fit.seconds;
+        let policy = phase::initial_policy(backend, common, data.train.space, Some(&base.model))?;
+        let (data_moments, log_z) = (targets.moments().to_vec(), fit.log_z);
+        let run = Run { backend, job: self, data, names: features.names(), data_moments, log_z };
+        run.tune(fit.target(&mut base.model, &table), policy, &fit.warnings, output, seconds)
+    }
+
+    /// The distribution that made the data as the target: noise times its feature, λ known. All of it is on the CPU.
+    fn truth(&self, data: &Splits, output: &mut Output, seconds: &mut Seconds) -> Result<Outcome> {
+        let (common, exact) = (&self.options.common, self.process.exact());
+        let base = match common.init {
+            Init::Base => Some(self.train(&Cpu, data, output)?),
+            Init::Fresh => None,
+        };
+        seconds.base = base.as_ref().map_or(0.0, |base| base.seconds);
+        let policy = phase::initial_policy(&Cpu, common, data.train.space, base.as_ref().map(|base| &base.model))?;
+        let (mut noise, guide) = (self.process.chain().clone(), exact.look_ahead().guide());
+        let features = self.process.features();
+        let table = features.compile(&Cpu)?;
+        let phi = phase::evaluate(&Cpu, &table, &data.train)?;
+        let data_moments = Targets::from_data(&phi, features.len())?.moments().to_vec();
+        let log_z = Estimate::exact(exact.log_z());
+        let target =
+            Target { base: &mut noise, features: &table, potential: self.process.potential(), guide: Some(&guide) };
+        let run = Run { backend: &Cpu, job: self, data, names: features.names(), data_moments, log_z };
+        run.tune(target, policy, &[], output, seconds)
+    }
 }
 
 /// What tuning and judging need to know.
-struct Run<'a> {
-    options: &'a Motif,
-    process: &'a Process,
-    splits: &'a Splits,
-    features: FeatureSet,
+struct Run<'a, B: LstmBackend> {
+    backend: &'a B,
+    job: &'a Job<'a>,
+    data: &'a Splits<B>,
+    names: &'a [String],
     data_moments: Vec<f64>,
     log_z: Estimate,
 }
 
-impl Run<'_> {
-    #[expect(clippy::too_many_arguments, reason = "one run's inputs, each once")]
-    fn tune<R: Sampler<Cpu>>(
+impl<B: LstmBackend> Run<'_, B> {
+    fn tune<R: Sampler<B>>(
         self,
-        base: &mut R,
-        potential: &Potential,
-        guide: &Guide,
-        mut policy: Lstm,
-        mut warnings: Vec<String>,
+        mut target: Target<'_, B, R>,
+        mut policy: B::Lstm,
+        warnings: &[String],
         output: &mut Output,
         seconds: &mut Seconds,
     ) -> Result<Outcome> {
-        let (common, test) = (&self.options.common, &self.splits.test);
-        let table = self.features.compile(&Cpu)?;
-        let mut target = Target { base, features: &table, potential, guide: Some(guide) };
-        let (tuned, tuning) =
-            phase::tune_policy(common, UPDATES, &mut target, &mut policy, Some(&self.splits.validation))?;
+        let Run { backend, job: Job { options, process, .. }, data, .. } = self;
+        let common = &options.common;
+        let held_out = Some(&data.validation);
+        let (tuned, tuning) = phase::tune_policy(backend, common, UPDATES, &mut target, &mut policy, held_out)?;
         seconds.tune = tuning;
         policy.save(&output.file("policy.safetensors"))?;
-        phase::draw_tuning(output, &tuned, self.features.names(), &self.data_moments)?;
-        let found = phase::judge(common.seed, &mut target, &mut policy)?;
+        phase::draw_tuning(output, &tuned, self.names, &self.data_moments)?;
+        let found = phase::judge(backend, common, &mut target, &mut policy)?;
         // The fit's own sample may be the better one for log Z.
         let log_z = phase::sharper(self.log_z, found.log_z);
         let ce = CrossEntropies {
-            r: phase::cross_entropy(target.base, test)?,
-            potential: phase::potential_cross_entropy(target.base, &table, potential, log_z.value, test)?,
-            policy: phase::cross_entropy(&mut policy, test)?,
+            r: phase::cross_entropy(backend, target.base, &data.test)?,
+            potential: phase::potential_cross_entropy(backend, &mut target, log_z.value, &data.test)?,
+            policy: phase::cross_entropy(backend, &mut policy, &data.test)?,
         };
-        let made_by = self.process.features().compile(&Cpu)?;
+        let made_by = process.features().compile(backend)?;
         let frequency = Frequencies {
-            r: phase::moments(target.base, &made_by, common.seed)?[0].value,
-            policy: phase::moments(&mut policy, &made_by, common.seed)?[0].value,
+            r: phase::moments(backend, common, target.base, &made_by)?[0].value,
+            policy: phase::moments(backend, common, &mut policy, &made_by)?[0].value,
         };
-        warnings.extend(tuned.warnings);
-        warnings.extend(found.warnings);
+        let warnings = [warnings, &tuned.warnings, &found.warnings].concat();
         let report = Report {
-            motif: Some(self.options.motif.clone()),
-            mode: Some(self.options.mode),
+            motif: Some(options.motif.clone()),
+            mode: Some(options.mode),
             length: common.length,
-            data_size: self.options.data_size,
-            features: Features::Flags(self.options.features.clone()),
+            data_size: options.data_size,
+            features: Features::Flags(options.features.clone()),
             method: common.method,
             seed: common.seed,
-            options: self.options.as_json()?,
+            options: options.as_json()?,
             warnings,
-            entropy_per_token: self.process.entropy_per_token(),
+            entropy_per_token: process.entropy_per_token(),
             ce,
             motif_frequency: frequency,
-            lambda: phase::lambda(potential),
+            lambda: phase::lambda(target.potential),
             moments: MomentTable::Motif { data: self.data_moments, potential: phase::values(&found.moments_target) },
             log_z: phase::reported(log_z),
             kl_target_policy: phase::reported(found.kl_policy),
@@ -195,6 +198,6 @@ impl Run<'_> {
             proposal_swaps: tuned.swaps as u64,
             seconds: Seconds::default(),
         };
-        Ok((self.features.names().to_vec(), report))
+        Ok((self.names.to_vec(), report))
     }
 }

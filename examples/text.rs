@@ -6,10 +6,11 @@ use std::time::Instant;
 use std::{fs, process::ExitCode};
 
 use ebm_dpg::adam::AdamOptions;
-use ebm_dpg::backend::Cpu;
+use ebm_dpg::backend::{Backend, Cpu};
+use ebm_dpg::data::Splits;
 use ebm_dpg::features::{FeatureSet, FeatureTable};
 use ebm_dpg::fit::Targets;
-use ebm_dpg::models::{LikelihoodOptions, Lstm, Policy, Sampler, Scorer};
+use ebm_dpg::models::{LikelihoodOptions, LstmBackend, Policy, Sampler};
 use ebm_dpg::rng::{Draw, Purpose, permutation};
 use ebm_dpg::tokens::{Batch, Lines, Unit, Vocab};
 use ebm_dpg::tune::Tuned;
@@ -17,6 +18,7 @@ use ebm_dpg::weights::Estimate;
 use ebm_dpg::{Error, Result};
 
 mod support;
+use support::Experiment;
 use support::experiment::{self as phase, Fitted};
 use support::options::{Options, Swap, Text, Want};
 use support::report::{CrossEntropies, Features, Frequencies, MomentTable, Output, Report, Seconds};
@@ -41,30 +43,34 @@ const NEAR: f64 = 0.03;
 const SHOWN: usize = 10;
 
 fn main() -> ExitCode {
-    support::run(experiment)
+    support::run::<Text>()
 }
 
-fn experiment(options: &Text) -> Result<()> {
-    let started = Instant::now();
-    let common = &options.common;
-    let corpus = Corpus::read(options)?;
-    let features = corpus.features(&options.wants)?;
-    let table = features.compile(&Cpu)?;
-    let loaded = phase::load_base(common, corpus.train.space)?;
-    let mut output = Output::create(&common.out)?;
-    corpus.warnings.iter().for_each(|warning| support::say(&format!("warning: {warning}")));
-    let data = (&corpus.train, &corpus.validation);
-    let mut base = phase::base(common, loaded, likelihood(corpus.train.rows), data, &mut output)?;
-    let fit = phase::fit(common, FIT_SAMPLES, &mut base.model, &features, &Targets::wanted(&options.moments())?)?;
-    let policy = phase::initial_policy(common, corpus.train.space, Some(&base.model))?;
-    let mut run = Run { options, corpus, table, base: base.model, fit, policy };
-    let (tuned, tuning) = run.tune(&mut output)?;
-    let report = run.report(tuned)?;
-    let total = started.elapsed().as_secs_f64();
-    let report =
-        Report { seconds: Seconds { base: base.seconds, fit: run.fit.seconds, tune: tuning, total }, ..report };
-    report.write(&mut output)?;
-    support::print(&format!("{}{}", run.samples()?, report.table(features.names(), &output)))
+impl Experiment for Text {
+    fn run<B: LstmBackend>(&self, backend: &B) -> Result<()> {
+        let (started, common) = (Instant::now(), &self.common);
+        let corpus = Corpus::read(self)?;
+        let space = corpus.lines.train.space;
+        let features = corpus.features(&self.wants)?;
+        let table = features.compile(backend)?;
+        let loaded = phase::load_base(common, space)?;
+        let mut output = Output::create(&common.out)?;
+        corpus.warnings.iter().for_each(|warning| support::say(&format!("warning: {warning}")));
+        let data = corpus.lines.upload(backend)?;
+        let phase::Base { model: mut base, seconds } =
+            phase::base(backend, common, loaded, likelihood(data.train.rows), &data, &mut output)?;
+        let targets = Targets::wanted(&self.moments())?;
+        let fit = phase::fit(backend, common, FIT_SAMPLES, &mut base, &features, &targets)?;
+        let policy = phase::initial_policy(backend, common, space, Some(&base))?;
+        let mut run = Run { backend, options: self, corpus, data, table, base, fit, policy };
+        let (tuned, tuning) = run.tune(&mut output)?;
+        let report = run.report(tuned)?;
+        let total = started.elapsed().as_secs_f64();
+        let seconds = Seconds { base: seconds, fit: run.fit.seconds, tune: tuning, total };
+        let report = Report { seconds, ..report };
+        report.write(&mut output)?;
+        support::print(&format!("{}{}", run.samples()?, report.table(features.names(), &output)))
+    }
 }
 
 /// How r is trained on so many lines: with smaller batches and larger steps than the papers', and more passes over fewer
@@ -83,9 +89,7 @@ fn likelihood(rows: usize) -> LikelihoodOptions {
 /// The lines of a file, their symbols, and what was wrong with them.
 struct Corpus {
     vocab: Vocab,
-    train: Batch,
-    validation: Batch,
-    test: Batch,
+    lines: Splits,
     warnings: Vec<String>,
 }
 
@@ -116,7 +120,8 @@ impl Corpus {
             let expected = "3 or more that are not blank: to train, to validate and to test";
             return Err(Error::argument("lines", expected, rows));
         }
-        let (validation, test) = ((rows / 10).clamp(1, VALIDATION), (rows / 10).clamp(1, TEST));
+        let share = |most| (rows / 10).clamp(1, options.common.bounded(most));
+        let (validation, test) = (share(VALIDATION), share(TEST));
         let most = rows - validation - test;
         let train = options.data_size.unwrap_or(most);
         if train > most {
@@ -129,18 +134,17 @@ impl Corpus {
             batch.gather(&Cpu, &lines.batch, rows)?;
             Ok(batch)
         };
-        Ok(Corpus {
+        let splits = Splits {
             test: take(&order[..test])?,
             validation: take(&order[test..test + validation])?,
             train: take(&order[test + validation..][..train])?,
-            warnings: warnings(&lines, options),
-            vocab: lines.vocab,
-        })
+        };
+        Ok(Corpus { lines: splits, warnings: warnings(&lines, options), vocab: lines.vocab })
     }
 
     /// One feature a wanted moment.
     fn features(&self, wants: &[Want]) -> Result<FeatureSet> {
-        wants.iter().try_fold(FeatureSet::new(self.train.space), |features, want| {
+        wants.iter().try_fold(FeatureSet::new(self.lines.train.space), |features, want| {
             let about_pattern = |error| match error {
                 Error::Argument { what, expected, got } => {
                     Error::argument(format!("--want {}, {what}", want.text.escape_debug()), expected, got)
@@ -179,35 +183,39 @@ fn numbers(lines: &[usize]) -> String {
 }
 
 /// The models of one run.
-struct Run<'a> {
+struct Run<'a, B: LstmBackend> {
+    backend: &'a B,
     options: &'a Text,
     corpus: Corpus,
-    table: FeatureTable,
-    base: Lstm,
-    fit: Fitted,
-    policy: Lstm,
+    data: Splits<B>,
+    table: FeatureTable<B>,
+    base: B::Lstm,
+    fit: Fitted<B>,
+    policy: B::Lstm,
 }
 
-impl Run<'_> {
+impl<B: LstmBackend> Run<'_, B> {
     /// Tunes π; returns how that went, and the seconds.
     fn tune(&mut self, output: &mut Output) -> Result<(Tuned, f64)> {
         let common = &self.options.common;
         // The lines do not have the wanted moments, so nothing is distilled from them.
-        let held_out = (common.swap == Swap::Ce).then_some(&self.corpus.validation);
+        let held_out = (common.swap == Swap::Ce).then_some(&self.data.validation);
         let mut target = self.fit.target(&mut self.base, &self.table);
-        let (tuned, seconds) = phase::tune_policy(common, UPDATES, &mut target, &mut self.policy, held_out)?;
+        let (tuned, seconds) =
+            phase::tune_policy(self.backend, common, UPDATES, &mut target, &mut self.policy, held_out)?;
         self.policy.save(&output.file("policy.safetensors"))?;
         phase::draw_tuning(output, &tuned, &self.options.patterns(), &self.options.moments())?;
         Ok((tuned, seconds))
     }
 
     fn report(&mut self, tuned: Tuned) -> Result<Report> {
-        let common = &self.options.common;
-        let found = phase::judge(common.seed, &mut self.fit.target(&mut self.base, &self.table), &mut self.policy)?;
+        let (backend, common) = (self.backend, &self.options.common);
+        let mut target = self.fit.target(&mut self.base, &self.table);
+        let found = phase::judge(backend, common, &mut target, &mut self.policy)?;
         let log_z = phase::sharper(self.fit.log_z, found.log_z);
         let moments = MomentTable::Text {
             wanted: self.options.moments(),
-            base: phase::values(&phase::moments(&mut self.base, &self.table, common.seed)?),
+            base: phase::values(&phase::moments(backend, common, &mut self.base, &self.table)?),
             potential: phase::values(&found.moments_target),
             policy: phase::values(&found.moments_policy),
         };
@@ -218,7 +226,7 @@ impl Run<'_> {
             motif: None,
             mode: None,
             length: common.length,
-            data_size: self.corpus.train.rows,
+            data_size: self.data.train.rows,
             features: Features::Patterns(self.options.patterns()),
             method: common.method,
             seed: common.seed,
@@ -242,11 +250,12 @@ impl Run<'_> {
 
     /// Of lines that nothing was trained on. They do not have the wanted moments: r is the nearest to them.
     fn cross_entropies(&mut self, log_z: Estimate) -> Result<CrossEntropies> {
-        let (test, potential) = (&self.corpus.test, &self.fit.potential);
+        let (backend, test) = (self.backend, &self.data.test);
+        let mut target = self.fit.target(&mut self.base, &self.table);
         Ok(CrossEntropies {
-            r: phase::cross_entropy(&mut self.base, test)?,
-            potential: phase::potential_cross_entropy(&mut self.base, &self.table, potential, log_z.value, test)?,
-            policy: phase::cross_entropy(&mut self.policy, test)?,
+            r: phase::cross_entropy(backend, target.base, test)?,
+            potential: phase::potential_cross_entropy(backend, &mut target, log_z.value, test)?,
+            policy: phase::cross_entropy(backend, &mut self.policy, test)?,
         })
     }
 
@@ -272,8 +281,8 @@ impl Run<'_> {
     /// Samples of r and of π, for people: a pair is drawn with the same random numbers.
     fn samples(&mut self) -> Result<String> {
         let draw = Draw::new(self.options.common.seed, Purpose::User);
-        let before = shown(&mut self.base, &self.corpus.vocab, draw)?;
-        let after = shown(&mut self.policy, &self.corpus.vocab, draw)?;
+        let before = shown(self.backend, &mut self.base, &self.corpus.vocab, draw)?;
+        let after = shown(self.backend, &mut self.policy, &self.corpus.vocab, draw)?;
         let room = before.iter().map(|line| line.chars().count()).max().unwrap_or(0).max(28);
         let mut text = format!("\nsamples\n{:<room$}  π\n", "r");
         for (before, after) in before.iter().zip(&after) {
@@ -285,11 +294,8 @@ impl Run<'_> {
 }
 
 /// A few samples, one line each; "…" marks one that was cut at the longest length.
-fn shown(model: &mut Lstm, vocab: &Vocab, draw: Draw) -> Result<Vec<String>> {
-    let mut batch = Batch::with_capacity(&Cpu, model.space(), SHOWN)?;
-    let mut log_probs = [[0.0; SHOWN]; 2];
-    let [log_q, log_model] = &mut log_probs;
-    model.sample(draw, None, &mut batch, log_q, log_model)?;
+fn shown<B: Backend>(backend: &B, model: &mut impl Sampler<B>, vocab: &Vocab, draw: Draw) -> Result<Vec<String>> {
+    let batch = phase::sample(backend, model, SHOWN, draw)?.download(backend)?;
     let line = |row| -> Result<String> {
         let text = vocab.decode(batch.content(row))?.escape_debug().to_string();
         Ok(match text.as_str() {

@@ -1,6 +1,6 @@
 //! Synthetic data whose true process is known exactly: binary strings of one length, as in the papers.
 
-use crate::backend::Cpu;
+use crate::backend::{Backend, Cpu, Memory};
 use crate::error::{Error, Result};
 use crate::exact::Exact;
 use crate::features::{Feature, FeatureSet};
@@ -27,13 +27,27 @@ pub struct Process {
 }
 
 /// Train, validation and test sequences, independent of one another.
-pub struct Splits {
+pub struct Splits<B: Memory = Cpu> {
     /// To learn from.
-    pub train: Batch,
+    pub train: Batch<B>,
     /// To stop early by.
-    pub validation: Batch,
+    pub validation: Batch<B>,
     /// To report on.
-    pub test: Batch,
+    pub test: Batch<B>,
+}
+
+impl Splits {
+    /// The same sequences in the memory of `backend`.
+    ///
+    /// # Errors
+    /// Memory that cannot be had.
+    pub fn upload<B: Backend>(&self, backend: &B) -> Result<Splits<B>> {
+        Ok(Splits {
+            train: self.train.upload(backend)?,
+            validation: self.validation.upload(backend)?,
+            test: self.test.upload(backend)?,
+        })
+    }
 }
 
 impl Process {

@@ -87,7 +87,42 @@
 //! * log P may be −∞ and is carried through; a NaN in an input is an error that says where.
 //! * Bad input is an [`Error`] of one line: what, what was expected, what was got. Nothing panics on it, and nothing is
 //!   half-written.
-//! * Where work runs is a [`Backend`](backend::Backend). This version has one, [`Cpu`](backend::Cpu).
+//!
+//! # Where it runs
+//!
+//! Everything above is generic over a [`Backend`](backend::Backend): [`Cpu`](backend::Cpu), or with feature `cuda` an NVIDIA
+//! GPU. Data, features, guide and network are brought there once; the calls stay the same.
+//!
+//! ```
+//! use ebm_dpg::Result;
+//! use ebm_dpg::backend::{Device, Opened};
+//! use ebm_dpg::models::{Lstm, LstmBackend, LstmShape, Scorer};
+//! use ebm_dpg::tokens::{Batch, Space};
+//!
+//! fn log_prob<B: LstmBackend>(backend: &B, lstm: Lstm, batch: &Batch) -> Result<f64> {
+//!     let (mut lstm, batch) = (backend.lstm(lstm)?, batch.upload(backend)?);
+//!     let (mut log_probs, mut host) = (backend.zeros(1, "log-probs")?, [0.0]);
+//!     lstm.score(&batch, B::view_mut(&mut log_probs, 1))?;
+//!     backend.download(&log_probs, &mut host)?;
+//!     Ok(host[0])
+//! }
+//!
+//! let space = Space::new(2, 4)?;
+//! let lstm = Lstm::new(space, LstmShape { layers: 1, hidden: 8, dropout: 0.0 }, 0)?;
+//! let batch = Batch::from_sequences(space, &[[0, 1, space.eos]])?;
+//! let log_prob = match Device::auto().open()? {
+//!     Opened::Cpu(cpu) => log_prob(&cpu, lstm, &batch)?,
+//!     #[cfg(feature = "cuda")]
+//!     Opened::Cuda(gpu) => log_prob(&gpu, lstm, &batch)?,
+//!     _ => unreachable!("another backend"),
+//! };
+//! assert!(log_prob < 0.0);
+//! # Ok::<(), ebm_dpg::Error>(())
+//! ```
+//!
+//! On a GPU the same seed draws the same sequences, but where rounding decides. A [`Markov`](models::Markov)
+//! base and [`Logits`](models::Logits) are on the CPU alone. No GPU has been measured yet; every kernel is executed by an
+//! emulator in the tests.
 #![deny(missing_docs)]
 
 mod error;

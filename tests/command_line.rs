@@ -187,6 +187,12 @@ fn devices_that_this_build_lacks() {
 }
 
 #[test]
+fn targets_that_only_the_cpu_has() {
+    let line = refused("motif", &["--target", "true", "--device", "cuda:0"], 2);
+    assert!(line.contains("--target true: expected --device cpu"), "{line}");
+}
+
+#[test]
 fn output_that_cannot_be_written() {
     let room = tempfile::tempdir().expect("a temporary directory");
     let file = room.path().join("file");

@@ -3,11 +3,14 @@
 use std::time::Instant;
 
 use ebm_dpg::adam::AdamOptions;
-use ebm_dpg::backend::{Cpu, Memory};
+use ebm_dpg::backend::{Backend, Cpu, Element, Memory};
+use ebm_dpg::data::Splits;
 use ebm_dpg::exact::Guide;
 use ebm_dpg::features::{FeatureSet, FeatureTable};
 use ebm_dpg::fit::{self, FitOptions, NewtonOptions, SgdOptions, Solver, Targets};
-use ebm_dpg::models::{Likelihood, LikelihoodOptions, Lstm, LstmShape, Policy, Sampler, Scorer, fit_likelihood};
+use ebm_dpg::models::{
+    Likelihood, LikelihoodOptions, Lstm, LstmBackend, LstmShape, Policy, Sampler, Scorer, fit_likelihood,
+};
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space};
@@ -22,11 +25,11 @@ use super::report::Output;
 use super::say;
 
 /// Sequences that judge at the end.
-pub const JUDGED: usize = 10_000;
+const JUDGED: usize = 10_000;
 
 /// A trained or loaded base, and how long its training took.
-pub struct Base {
-    pub model: Lstm,
+pub struct Base<B: LstmBackend> {
+    pub model: B::Lstm,
     pub seconds: f64,
 }
 
@@ -43,21 +46,22 @@ pub fn load_base(common: &Common, space: Space) -> Result<Option<Lstm>> {
 }
 
 /// Trains r on the data, unless it is `loaded` already.
-pub fn base(
+pub fn base<B: LstmBackend>(
+    backend: &B,
     common: &Common,
     loaded: Option<Lstm>,
     mut options: LikelihoodOptions,
-    (train, validation): (&Batch, &Batch),
+    data: &Splits<B>,
     output: &mut Output,
-) -> Result<Base> {
+) -> Result<Base<B>> {
     if let Some(model) = loaded {
-        return Ok(Base { model, seconds: 0.0 });
+        return Ok(Base { model: backend.lstm(model)?, seconds: 0.0 });
     }
-    let mut model = Lstm::new(train.space, shape(common, 0.2), common.seed)?;
-    options.batch = options.batch.min(train.rows);
+    let mut model = backend.lstm(Lstm::new(data.train.space, shape(common, 0.2), common.seed)?)?;
+    options.batch = options.batch.min(data.train.rows);
     options.seed = common.seed;
     let mut progress = Progress::start("base r", options.epochs as u64, "epochs");
-    let training = fit_likelihood(&Cpu, &mut model, train, validation, &options, |now| {
+    let training = fit_likelihood(backend, &mut model, &data.train, &data.validation, &options, |now| {
         progress.set(now.epoch as u64, &format!("validation {:.4} nats/token", now.validation));
     })?;
     let (epoch, entropy) = training.best;
@@ -73,51 +77,56 @@ fn shape(common: &Common, dropout: f32) -> LstmShape {
 }
 
 /// The policy before tuning.
-pub fn initial_policy(common: &Common, space: Space, base: Option<&Lstm>) -> Result<Lstm> {
+pub fn initial_policy<B: LstmBackend>(
+    backend: &B,
+    common: &Common,
+    space: Space,
+    base: Option<&B::Lstm>,
+) -> Result<B::Lstm> {
     match (common.init, base) {
         (Init::Base, Some(base)) => {
-            let mut policy = base.clone();
-            policy.reset_optimizer();
+            let mut policy = base.try_clone()?;
+            policy.reset_optimizer()?;
             Ok(policy)
         }
         // Not the seed of r: a fresh policy is another network.
-        _ => Lstm::new(space, shape(common, 0.0), common.seed.wrapping_add(1)),
+        _ => backend.lstm(Lstm::new(space, shape(common, 0.0), common.seed.wrapping_add(1))?),
     }
 }
 
 /// P_λ = r·b·exp⟨λ, φ⟩ with the moments wanted of it, and the look-ahead that guides r towards it.
-pub struct Fitted {
-    pub potential: Potential,
-    pub guide: Guide,
+pub struct Fitted<B: Memory> {
+    pub potential: Potential<B>,
+    pub guide: Guide<B>,
     pub log_z: Estimate,
     pub warnings: Vec<String>,
     pub seconds: f64,
 }
 
-impl Fitted {
+impl<B: Backend> Fitted<B> {
     /// What the policy is tuned towards.
-    pub fn target<'a, R>(&'a self, base: &'a mut R, features: &'a FeatureTable) -> Target<'a, Cpu, R> {
+    pub fn target<'a, R>(&'a self, base: &'a mut R, features: &'a FeatureTable<B>) -> Target<'a, B, R> {
         Target { base, features, potential: &self.potential, guide: Some(&self.guide) }
     }
 }
 
 /// Fits λ over r, on so many draws.
-pub fn fit(
+pub fn fit<B: LstmBackend>(
+    backend: &B,
     common: &Common,
     samples: usize,
-    base: &mut Lstm,
+    base: &mut B::Lstm,
     features: &FeatureSet,
     targets: &Targets,
-) -> Result<Fitted> {
+) -> Result<Fitted<B>> {
     let started = Instant::now();
     let options = fit_options(common, samples);
-    let fit = fit::fit(&Cpu, base, features, targets, &options, Draw::new(common.seed, Purpose::Fit))?;
-    let potential = fit.potential(&Cpu)?;
-    let guide = match fit.guide {
-        Some(guide) => guide,
+    let fit = fit::fit(backend, base, features, targets, &options, Draw::new(common.seed, Purpose::Fit))?;
+    let guide = match &fit.guide {
+        Some(guide) => guide.upload(backend)?,
         None => {
             let draw = Draw::new(common.seed, Purpose::Fit).skip(1 << 50);
-            fit::guide_towards(&Cpu, base, features, &potential, &options, draw)?
+            fit::guide_towards(backend, base, features, &fit.potential(&Cpu)?, &options, draw)?.upload(backend)?
         }
     };
     let (seconds, log_z) = (started.elapsed().as_secs_f64(), fit.log_z);
@@ -125,13 +134,14 @@ pub fn fit(
         "fit λ              {} draws, {} iterations in {seconds:.1} s, ESS {:.0}, log Z {:.3} ± {:.3}",
         fit.samples, fit.iterations, fit.ess, log_z.value, log_z.standard_error
     ));
-    Ok(Fitted { potential, guide, log_z, warnings: fit.warnings, seconds })
+    Ok(Fitted { potential: fit.potential(backend)?, guide, log_z, warnings: fit.warnings, seconds })
 }
 
 /// The options of the fit.
 fn fit_options(common: &Common, samples: usize) -> FitOptions {
     let mut options = FitOptions::default();
-    options.samples = samples;
+    options.samples = common.bounded(samples);
+    options.base_samples = common.bounded(options.base_samples);
     options.moments = match common.moments {
         Moments::Rs => fit::Moments::Rejection,
         Moments::Snis => fit::Moments::Base,
@@ -175,18 +185,19 @@ fn tune_options(common: &Common, updates: usize) -> TuneOptions {
 
 /// Tunes the policy by so many updates a batch of draws; the cache makes each draw serve as often. `validation` judges
 /// the swap by cross-entropy. Returns the seconds, too.
-pub fn tune_policy<R: Sampler<Cpu>>(
+pub fn tune_policy<B: LstmBackend, R: Sampler<B>>(
+    backend: &B,
     common: &Common,
     updates: usize,
-    target: &mut Target<'_, Cpu, R>,
-    policy: &mut Lstm,
-    validation: Option<&Batch>,
+    target: &mut Target<'_, B, R>,
+    policy: &mut B::Lstm,
+    validation: Option<&Batch<B>>,
 ) -> Result<(Tuned, f64)> {
     let options = tune_options(common, updates);
     let mut progress = Progress::start("policy π", options.samples as u64, "draws");
     let mut note = String::new();
     let data = TuneData { held_out: validation, extra: None };
-    let tuned = tune::tune(&Cpu, target, policy, &options, data, |now| {
+    let tuned = tune::tune(backend, target, policy, &options, data, |now| {
         if let Some(record) = now.record {
             let kl = record.kl.map_or("KL unknown".into(), |kl| format!("KL(p‖π) {:.3}", kl.value));
             note = format!("{kl}, {} swaps", record.swaps);
@@ -198,54 +209,90 @@ pub fn tune_policy<R: Sampler<Cpu>>(
 }
 
 /// The final judgement: from the guided proposal where there is one, else from π itself.
-pub fn judge<R: Sampler<Cpu>>(seed: u64, target: &mut Target<'_, Cpu, R>, policy: &mut Lstm) -> Result<Evaluation> {
+pub fn judge<B: LstmBackend, R: Sampler<B>>(
+    backend: &B,
+    common: &Common,
+    target: &mut Target<'_, B, R>,
+    policy: &mut B::Lstm,
+) -> Result<Evaluation> {
     let source = if target.guide.is_some() { Source::Guided } else { Source::Policy };
-    let draw = Draw::new(seed, Purpose::Evaluate).skip(1 << 50);
-    tune::evaluate(&Cpu, target, policy, source, JUDGED, draw)
-}
-
-/// log-probs of a batch.
-pub fn score(model: &mut impl Scorer<Cpu>, batch: &Batch) -> Result<Vec<f64>> {
-    let mut log_probs = vec![0.0; batch.rows];
-    model.score(batch, &mut log_probs)?;
-    Ok(log_probs)
+    let draw = Draw::new(common.seed, Purpose::Evaluate).skip(1 << 50);
+    tune::evaluate(backend, target, policy, source, common.bounded(JUDGED), draw)
 }
 
 /// Cross-entropy of a model on data, nats per token.
-pub fn cross_entropy(model: &mut impl Scorer<Cpu>, data: &Batch) -> Result<f64> {
-    Ok(-score(model, data)?.iter().sum::<f64>() / data.total_tokens() as f64)
+pub fn cross_entropy<B: Backend>(backend: &B, model: &mut impl Scorer<B>, data: &Batch<B>) -> Result<f64> {
+    let log_probs = score(backend, model, data)?;
+    let total: f64 = read(backend, &log_probs)?.iter().sum();
+    Ok(-total / total_tokens(backend, data)? as f64)
 }
 
 /// Cross-entropy of p = P/Z on data, nats per token; infinite where a sequence has P = 0.
-pub fn potential_cross_entropy(
-    base: &mut impl Scorer<Cpu>,
-    features: &FeatureTable,
-    potential: &Potential,
+pub fn potential_cross_entropy<B: Backend>(
+    backend: &B,
+    target: &mut Target<'_, B, impl Scorer<B>>,
     log_z: f64,
-    data: &Batch,
+    data: &Batch<B>,
 ) -> Result<f64> {
-    let phi = evaluate(features, data)?;
-    let mut log_p = vec![0.0; data.rows];
-    potential.log_potential(&Cpu, &score(base, data)?, &phi, &mut log_p)?;
-    let total: f64 = log_p.iter().map(|log_p| log_z - log_p).sum();
-    Ok(total / data.total_tokens() as f64)
+    let phi = features(backend, target.features, data)?;
+    let log_base = score(backend, target.base, data)?;
+    let mut log_p = backend.zeros(data.rows, "log-potentials")?;
+    let (view_base, view_phi) = (B::view(&log_base, data.rows), B::view(&phi, B::len(&phi)));
+    target.potential.log_potential(backend, view_base, view_phi, B::view_mut(&mut log_p, data.rows))?;
+    let total: f64 = read(backend, &log_p)?.iter().map(|log_p| log_z - log_p).sum();
+    Ok(total / total_tokens(backend, data)? as f64)
+}
+
+/// log-probs of a batch.
+fn score<B: Backend>(backend: &B, model: &mut impl Scorer<B>, batch: &Batch<B>) -> Result<B::Buffer<f64>> {
+    let mut log_probs = backend.zeros(batch.rows, "log-probs")?;
+    model.score(batch, B::view_mut(&mut log_probs, batch.rows))?;
+    Ok(log_probs)
+}
+
+fn total_tokens<B: Memory>(backend: &B, batch: &Batch<B>) -> Result<usize> {
+    Ok(read(backend, &batch.lengths)?[..batch.rows].iter().map(|&length| length as usize).sum())
 }
 
 /// φ of a batch, `[rows, F]`.
-pub fn evaluate(features: &FeatureTable, batch: &Batch) -> Result<Vec<f32>> {
-    let mut phi = Cpu.zeros(batch.rows * features.len(), "features")?;
-    features.evaluate(&Cpu, batch, &mut phi)?;
+fn features<B: Backend>(backend: &B, table: &FeatureTable<B>, batch: &Batch<B>) -> Result<B::Buffer<f32>> {
+    let len = batch.rows * table.len();
+    let mut phi = backend.zeros(len, "features")?;
+    table.evaluate(backend, batch, B::view_mut(&mut phi, len))?;
     Ok(phi)
 }
 
+/// φ of a batch on the host, `[rows, F]`.
+pub fn evaluate<B: Backend>(backend: &B, table: &FeatureTable<B>, batch: &Batch<B>) -> Result<Vec<f32>> {
+    read(backend, &features(backend, table, batch)?)
+}
+
+/// A buffer's values on the host.
+fn read<B: Memory, T: Element>(backend: &B, buffer: &B::Buffer<T>) -> Result<Vec<T>> {
+    let mut values = Cpu.zeros(B::len(buffer), "copy")?;
+    backend.download(buffer, &mut values)?;
+    Ok(values)
+}
+
+/// So many sequences of a model's own.
+pub fn sample<B: Backend>(backend: &B, model: &mut impl Sampler<B>, rows: usize, draw: Draw) -> Result<Batch<B>> {
+    let mut batch = Batch::with_capacity(backend, model.space(), rows)?;
+    let (mut log_q, mut log_model) = (backend.zeros(rows, "log q")?, backend.zeros(rows, "log-probs")?);
+    model.sample(draw, None, &mut batch, B::view_mut(&mut log_q, rows), B::view_mut(&mut log_model, rows))?;
+    Ok(batch)
+}
+
 /// E φ under a model, from its own samples: one estimate a feature.
-pub fn moments(model: &mut impl Sampler<Cpu>, features: &FeatureTable, seed: u64) -> Result<Vec<Estimate>> {
-    let mut batch = Batch::with_capacity(&Cpu, model.space(), JUDGED)?;
-    let (mut log_q, mut log_model) = (vec![0.0; JUDGED], vec![0.0; JUDGED]);
-    model.sample(Draw::new(seed, Purpose::Evaluate).skip(1 << 51), None, &mut batch, &mut log_q, &mut log_model)?;
-    let phi = evaluate(features, &batch)?;
-    let column = |i: usize| phi.iter().skip(i).step_by(features.len()).map(|&v| f64::from(v)).collect::<Vec<_>>();
-    (0..features.len()).map(|i| Estimate::mean(&column(i))).collect()
+pub fn moments<B: Backend>(
+    backend: &B,
+    common: &Common,
+    model: &mut impl Sampler<B>,
+    table: &FeatureTable<B>,
+) -> Result<Vec<Estimate>> {
+    let draw = Draw::new(common.seed, Purpose::Evaluate).skip(1 << 51);
+    let phi = evaluate(backend, table, &sample(backend, model, common.bounded(JUDGED), draw)?)?;
+    let column = |i: usize| phi.iter().skip(i).step_by(table.len()).map(|&v| f64::from(v)).collect::<Vec<_>>();
+    (0..table.len()).map(|i| Estimate::mean(&column(i))).collect()
 }
 
 /// base.svg: cross-entropy over the passes.
@@ -303,7 +350,7 @@ pub fn draw_tuning(output: &mut Output, tuned: &Tuned, names: &[String], wanted:
 }
 
 /// λ of each feature; NaN where the feature is a hard constraint or was left out.
-pub fn lambda(potential: &Potential) -> Vec<f64> {
+pub fn lambda<B: Backend>(potential: &Potential<B>) -> Vec<f64> {
     let lambda = |role: &Role| if let Role::Tilt(lambda) = role { *lambda } else { f64::NAN };
     potential.roles().iter().map(lambda).collect()
 }

@@ -4,6 +4,8 @@
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
+use ebm_dpg::backend::Opened;
+use ebm_dpg::models::LstmBackend;
 use ebm_dpg::{Error, Result};
 
 pub mod experiment;
@@ -12,18 +14,32 @@ pub mod plot;
 pub mod progress;
 pub mod report;
 
-/// A whole example: options, work, exit status. Bad options exit with 2 before anything is written, failed work with 1;
+/// The work of an example, wherever it is done.
+pub trait Experiment: options::Options {
+    /// Does it, and writes its report.
+    ///
+    /// # Errors
+    /// Whatever went wrong first.
+    fn run<B: LstmBackend>(&self, backend: &B) -> Result<()>;
+}
+
+/// A whole example: options, work on their device, exit status. Bad options exit with 2 before anything is written, failed work with 1;
 /// either way the first line on standard error says what was wrong.
-pub fn run<O: options::Options>(work: impl FnOnce(&O) -> Result<()>) -> ExitCode {
-    let options = match O::read(std::env::args_os()) {
-        Ok(options) => options,
+pub fn run<E: Experiment>() -> ExitCode {
+    let (options, device) = match E::read(std::env::args_os()) {
+        Ok(read) => read,
         Err(options::Stop::Help(text)) => return exit(print(&text)),
         Err(options::Stop::Bad(reason)) => {
             say(&format!("error: {reason}\nusage: see --help"));
             return ExitCode::from(2);
         }
     };
-    exit(work(&options))
+    exit(match device {
+        Opened::Cpu(cpu) => options.run(&cpu),
+        #[cfg(feature = "cuda")]
+        Opened::Cuda(gpu) => options.run(&gpu),
+        other => Err(Error::argument("--device", "cpu or cuda:N", format!("{other:?}"))),
+    })
 }
 
 fn exit(result: Result<()>) -> ExitCode {

@@ -140,6 +140,37 @@ impl Serialize for Swap {
     }
 }
 
+/// Where the work is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// On the best device for the job.
+    Auto,
+    /// On this one, or not at all.
+    On(Device),
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "auto" => Ok(Place::Auto),
+            _ => text.parse().map(Place::On).map_err(|_: Error| expected("auto, cpu or cuda:N", text)),
+        }
+    }
+}
+
+impl Serialize for Place {
+    fn serialize<S: Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
+        match self {
+            Place::Auto => to.serialize_str("auto"),
+            Place::On(Device::Cpu) => to.serialize_str("cpu"),
+            Place::On(Device::Cuda(ordinal)) => to.collect_str(&format_args!("cuda:{ordinal}")),
+            Place::On(other) => to.collect_str(&format_args!("{other:?}")),
+        }
+    }
+}
+
 /// The options of both examples. Their defaults differ: see [`Options::DEFAULTS`].
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct Common {
@@ -194,9 +225,11 @@ pub struct Common {
     #[arg(long, value_name = "N", value_parser = count, allow_negative_numbers = true)]
     pub samples: usize,
     /// auto, cpu or cuda:N
-    #[arg(long, default_value = "auto", value_parser = device)]
-    #[serde(serialize_with = "device_name")]
-    pub device: Device,
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: Place,
+    /// Most sequences that validate, test, fit and judge: for trials on devices that are very slow
+    #[arg(long, hide = true, value_name = "N", value_parser = count)]
+    pub at_most: Option<usize>,
     /// Same seed, same report
     #[arg(long, value_name = "N", default_value = "1234", value_parser = seed, allow_negative_numbers = true)]
     pub seed: u64,
@@ -275,20 +308,22 @@ pub trait Options: Parser + Serialize {
     /// The defaults that differ between the examples, by option.
     const DEFAULTS: &[(&str, &str)];
 
-    /// What no single option shows to be wrong.
+    /// Refuses what no single option shows to be wrong, then opens the device and notes which it is.
     ///
     /// # Errors
     /// [`Error::Argument`]: options that do not fit together, or this machine.
-    fn check(&self) -> Result<()>;
+    fn open(&mut self) -> Result<Opened>;
 
-    /// Options from the words of a command line, the program's name first.
-    fn read<W: Into<OsString> + Clone>(words: impl IntoIterator<Item = W>) -> std::result::Result<Self, Stop> {
+    /// Options from the words of a command line, the program's name first, and their device.
+    fn read<W: Into<OsString> + Clone>(
+        words: impl IntoIterator<Item = W>,
+    ) -> std::result::Result<(Self, Opened), Stop> {
         let command = Self::DEFAULTS.iter().fold(Self::command(), |command, &(name, value)| {
             command.mut_arg(name, |option| option.required(false).default_value(value))
         });
-        let options = command.try_get_matches_from(words).and_then(|matches| Self::from_arg_matches(&matches))?;
-        options.check().map_err(|error| Stop::Bad(error.to_string()))?;
-        Ok(options)
+        let mut options = command.try_get_matches_from(words).and_then(|matches| Self::from_arg_matches(&matches))?;
+        let device = options.open().map_err(|error| Stop::Bad(error.to_string()))?;
+        Ok((options, device))
     }
 
     /// Every option with its effective value, for the report. Paths are left out or shown as given or not.
@@ -313,12 +348,30 @@ impl Options for Motif {
         ("out", "out/motif"),
     ];
 
-    fn check(&self) -> Result<()> {
+    fn open(&mut self) -> Result<Opened> {
         if self.motif.len() > self.common.length as usize {
             let longest = format!("at most {} bits (--length)", self.common.length);
             return Err(Error::argument("--motif", longest, format!("{} bits", self.motif.len())));
         }
-        self.common.check(self.data_size)
+        if self.target == Target::True {
+            self.stay_on_cpu()?;
+        }
+        self.common.open(self.data_size)
+    }
+}
+
+impl Motif {
+    /// The true process is a chain, which scores and samples on the CPU alone.
+    fn stay_on_cpu(&mut self) -> Result<()> {
+        match self.common.device {
+            Place::On(Device::Cuda(ordinal)) => {
+                Err(Error::argument("--target true", "--device cpu", format!("--device cuda:{ordinal}")))
+            }
+            _ => {
+                self.common.device = Place::On(Device::Cpu);
+                Ok(())
+            }
+        }
     }
 }
 
@@ -335,7 +388,7 @@ impl Options for Text {
         ("out", "out/text"),
     ];
 
-    fn check(&self) -> Result<()> {
+    fn open(&mut self) -> Result<Opened> {
         let longest = self.common.length as usize;
         for want in &self.wants {
             let symbols = want.literal.chars().count();
@@ -356,17 +409,25 @@ impl Options for Text {
                 }
             }
         }
-        self.common.check(self.data_size.unwrap_or(0))
+        self.common.open(self.data_size.unwrap_or(0))
     }
 }
 
 impl Common {
-    fn check(&self, data_size: usize) -> Result<()> {
-        if !matches!(self.device.open()?, Opened::Cpu(_)) {
-            return Err(Error::argument("--device", "cpu or auto (the examples' models run on the CPU)", "a GPU"));
-        }
+    fn open(&mut self, data_size: usize) -> Result<Opened> {
         // Two symbols at least, and the three special tokens.
-        self.check_memory(5, data_size)
+        self.check_memory(5, data_size)?;
+        let device = match self.device {
+            Place::Auto => Device::auto(),
+            Place::On(device) => device,
+        };
+        self.device = Place::On(device);
+        device.open()
+    }
+
+    /// So many sequences, or as many as `--at-most` grants.
+    pub fn bounded(&self, sequences: usize) -> usize {
+        self.at_most.map_or(sequences, |most| sequences.min(most))
     }
 
     /// `Ok` where models, batch and data fit in the machine's memory; `text` asks again once it knows its vocabulary.
@@ -572,22 +633,6 @@ fn flags(text: &str) -> std::result::Result<String, String> {
     let digits = text.trim_start_matches(['M', 'v', 's', 'e']);
     let fits = digits.len() == 7 && digits.bytes().all(|b| b == b'0' || b == b'1');
     if fits { Ok(text.into()) } else { Err(expected("letters of M, v, s, e, then seven digits 0 or 1", text)) }
-}
-
-fn device(text: &str) -> std::result::Result<Device, String> {
-    if text == "auto" {
-        // The best device for the models here, which run on the CPU so far.
-        return Ok(Device::Cpu);
-    }
-    text.parse().map_err(|_: Error| expected("auto, cpu or cuda:N", text))
-}
-
-fn device_name<S: Serializer>(device: &Device, to: S) -> std::result::Result<S::Ok, S::Error> {
-    match device {
-        Device::Cpu => to.serialize_str("cpu"),
-        Device::Cuda(ordinal) => to.collect_str(&format_args!("cuda:{ordinal}")),
-        other => to.collect_str(&format_args!("{other:?}")),
-    }
 }
 
 /// A report names no path, only whether one was given.

@@ -82,7 +82,7 @@ impl<'a, B: Backend, S: Sampler<B>> Source<'a, B, S> {
 
     /// `rows` sequences from the base, or from the guided base; their tokens are appended to `tokens` where wanted.
     pub fn sample(&mut self, rows: usize, guide: Option<&Guide>, mut tokens: Option<&mut Batch>) -> Result<Sample> {
-        let guide = guide.map(|guide| upload(self.backend, guide)).transpose()?;
+        let guide = guide.map(|guide| guide.upload(self.backend)).transpose()?;
         let features = self.table.len();
         let host = crate::backend::Cpu;
         let mut sample = Sample {
@@ -144,15 +144,4 @@ fn append<B: Backend>(backend: &B, from: &Batch<B>, to: &mut Batch) -> Result<()
     backend.download(&from.lengths, &mut to.lengths[rows.clone()])?;
     to.rows = rows.end;
     Ok(())
-}
-
-/// The guide in a backend's memory.
-fn upload<B: Backend>(backend: &B, guide: &Guide) -> Result<Guide<B>> {
-    let mut next = backend.zeros(guide.next.len(), "guide")?;
-    let mut log_h = backend.zeros(guide.log_h.len(), "guide")?;
-    let mut log_end = backend.zeros(guide.log_end.len(), "guide")?;
-    backend.upload(&guide.next, &mut next)?;
-    backend.upload(&guide.log_h, &mut log_h)?;
-    backend.upload(&guide.log_end, &mut log_end)?;
-    Ok(Guide { space: guide.space, states: guide.states, next, log_h, log_end })
 }

@@ -41,7 +41,7 @@ pub struct Scores<'a, B: Memory> {
 /// use ebm_dpg::gradient::{Scores, Sequences, sequence_gradient};
 /// use ebm_dpg::log_prob::SoftmaxOptions;
 ///
-/// let sequences = Sequences { offsets: &[0, 2], weights: &[3.0], log_q: &[0.5f64.ln()], baseline: 1.0 };
+/// let sequences = Sequences::<Cpu> { offsets: &[0, 2], weights: &[3.0], log_q: &[0.5f64.ln()], baseline: 1.0 };
 /// let (mut logits, mut log_probs, mut log_pi) = ([0.0f32; 4], [0.0; 2], [0.0]);
 /// let scores = Scores::<Cpu> { log_probs: &mut log_probs, log_pi: &mut log_pi };
 /// sequence_gradient(&Cpu, &SoftmaxOptions::default(), 2, &sequences, &[0, 1], &mut logits, scores)?;

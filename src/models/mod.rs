@@ -19,7 +19,7 @@ mod markov;
 
 pub use likelihood::{Likelihood, LikelihoodOptions, LikelihoodProgress, fit_likelihood};
 pub use logits::{Logits, Prefixes};
-pub use lstm::{GpuLstm, Lstm, LstmShape, Precision};
+pub use lstm::{GpuLstm, Lstm, LstmBackend, LstmShape, Precision};
 pub use markov::Markov;
 
 /// A model that gives the log-probability of given sequences.
@@ -143,6 +143,12 @@ pub trait Policy<B: Backend>: Sampler<B> + Send + Sized {
     /// # Errors
     /// Memory that cannot be had.
     fn try_clone(&self) -> Result<Self>;
+
+    /// Forgets Adam's moments: for a policy that starts from another model's parameters.
+    ///
+    /// # Errors
+    /// Memory that cannot be had.
+    fn reset_optimizer(&mut self) -> Result<()>;
 
     /// Writes the parameters as safetensors: to a temporary file, synced, then renamed.
     fn save(&self, path: &Path) -> Result<()>;

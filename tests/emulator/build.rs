@@ -34,18 +34,20 @@ fn main() {
     }
     build.compile("emulator_kernels");
     if env::var_os("CARGO_FEATURE_CUDA").is_some() {
-        build_fake_driver(&root.join("driver/fake_cuda.cpp"));
+        build_fake_driver(&root.join("driver/fake_cuda.cpp"), &host, &out);
     }
     // Again, after the kernels that use it.
     println!("cargo::rustc-link-lib=static=emulator_runtime");
 }
 
-/// A libcuda.so in OUT_DIR, on nobody's path until a test puts it there.
-fn build_fake_driver(source: &Path) {
+/// A libcuda.so in OUT_DIR, on nobody's path until a test puts it there; its names bind to its own kernels, even where
+/// the program that loads it has them too.
+fn build_fake_driver(source: &Path, host: &Path, out: &Path) {
     println!("cargo::rerun-if-changed={}", source.display());
-    let library = Path::new(&env::var("OUT_DIR").expect("set by cargo")).join("libcuda.so");
-    let mut compiler = cc::Build::new().cpp(true).std("c++17").get_compiler().to_command();
-    let status = compiler.args(["-shared", "-fPIC"]).arg(source).arg("-o").arg(library).status();
+    let mut compiler = cc::Build::new().cpp(true).std("c++20").get_compiler().to_command();
+    compiler.args(["-shared", "-fPIC", "-Wl,-Bsymbolic", "-I"]).arg(host).arg(source).arg("-Wl,--whole-archive");
+    compiler.args(["libemulator_kernels.a", "libemulator_runtime.a"].map(|library| out.join(library)));
+    let status = compiler.arg("-Wl,--no-whole-archive").arg("-o").arg(out.join("libcuda.so")).status();
     assert!(status.expect("a C++ compiler").success(), "{}", source.display());
 }
 

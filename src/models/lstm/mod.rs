@@ -17,8 +17,8 @@ use self::network::{CHUNK, Network, Samples};
 use self::workspace::Pool;
 use super::{Coefficients, Policy, Sampler, Scorer, Weighting, check_batch, check_guided, check_sample};
 use crate::adam::{AdamKernel, AdamOptions, AdamState};
-use crate::backend::Cpu;
 use crate::backend::product::TILE_ROWS;
+use crate::backend::{Backend, Cpu};
 use crate::error::{Error, Result, expect_len};
 use crate::exact::Guide;
 use crate::rng::{Draw, Purpose, to_unit};
@@ -95,6 +95,26 @@ pub struct Lstm {
     starts: Vec<u32>,
     scoring: Pool,
     training: Pool,
+}
+
+/// A backend that runs the LSTM.
+pub trait LstmBackend: Backend {
+    /// The LSTM on this backend.
+    type Lstm: Policy<Self>;
+
+    /// Brings a network here; on another device its optimiser starts fresh.
+    ///
+    /// # Errors
+    /// Memory that cannot be had.
+    fn lstm(&self, lstm: Lstm) -> Result<Self::Lstm>;
+}
+
+impl LstmBackend for Cpu {
+    type Lstm = Lstm;
+
+    fn lstm(&self, lstm: Lstm) -> Result<Lstm> {
+        Ok(lstm)
+    }
 }
 
 impl Lstm {
@@ -193,13 +213,6 @@ impl Lstm {
         }
         lstm.refresh();
         Ok(lstm)
-    }
-
-    /// Forgets Adam's moments: for a policy that starts from another model's parameters.
-    pub fn reset_optimizer(&mut self) {
-        self.adam.first.fill(0.0);
-        self.adam.second.fill(0.0);
-        self.adam.steps = 0;
     }
 
     fn refresh(&mut self) {
@@ -357,6 +370,13 @@ impl Policy<Cpu> for Lstm {
 
     fn try_clone(&self) -> Result<Self> {
         Ok(self.clone())
+    }
+
+    fn reset_optimizer(&mut self) -> Result<()> {
+        self.adam.first.fill(0.0);
+        self.adam.second.fill(0.0);
+        self.adam.steps = 0;
+        Ok(())
     }
 
     fn save(&self, path: &Path) -> Result<()> {

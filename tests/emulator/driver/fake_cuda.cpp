@@ -1,24 +1,24 @@
 // fake_cuda.cpp -- a libcuda.so for machines without a GPU, as lazy as a driver may be: device memory is host memory that
-// starts as garbage, a stream is a queue that runs when it is waited for, a launch is handed to the emulator by a callback.
+// starts as garbage, a stream is a queue that runs when it is waited for. It holds the kernels and the emulator, which
+// launches go to, so that any program runs on it that is started with it on its path.
 // Environment: FAKE_VERSION (13000), FAKE_DEVICES (1), FAKE_MEMORY (bytes), FAKE_LACKS (a kernel's name).
+#include <dlfcn.h>
+
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <string>
 #include <vector>
 
+#include "runtime.h"
+
 namespace {
 enum Result { kOk = 0, kInvalid = 1, kOutOfMemory = 2, kNoDevice = 100, kBadImage = 200, kNoContext = 201, kNotFound = 500, kFailed = 719 };
-
-using Prepare = void* (*)(const char* kernel, const uint32_t* grid, void** parameters);  // copies the parameters
-using Run = int (*)(void* prepared);                                                     // 0 where it went well
-Prepare prepare;
-Run run;
 
 struct Stream {
   std::vector<std::function<int()>> queue;
@@ -27,7 +27,6 @@ struct Stream {
 char context;
 thread_local void* current;
 std::mutex lock;
-std::set<std::string> names;
 std::map<uint64_t, size_t> memory;
 
 long long setting(const char* name, long long otherwise) {
@@ -39,12 +38,42 @@ int later(void* stream, std::function<int()> work) {
   static_cast<Stream*>(stream)->queue.push_back(std::move(work));
   return kOk;
 }
+// A kernel of this very library, which programs load without sharing its names.
+const void* kernel(const char* name) {
+  Dl_info self;
+  dladdr(&context, &self);
+  void* library = dlopen(self.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+  const void* found = dlsym(library, (std::string("emulator_kernel_") + name).c_str());
+  return dlclose(library), found;
+}
+struct Launch {
+  const EmulatorKernel* kernel;
+  EmulatorConfig config;
+  std::vector<std::vector<uint64_t>> values;  // in words, as structs are aligned to 8 bytes
+
+  // Copies the values, which the caller need not keep. A signature has a letter for each, and a struct's size behind it.
+  void copy(void** parameters) {
+    for (const char* code = kernel->signature; *code;) {
+      char type = *code++, *end;
+      size_t bytes = type == 's' ? strtoul(code, &end, 10) : strchr("iIf", type) ? 4 : 8;
+      if (type == 's') code = end;
+      values.emplace_back((bytes + 7) / 8);
+      memcpy(values.back().data(), parameters[values.size() - 1], bytes);
+    }
+  }
+  int run() {
+    std::vector<void*> arguments;
+    for (auto& value : values) arguments.push_back(value.data());
+    char error[2048] = "";
+    if (!emulator_launch(kernel, &config, arguments.data(), error, sizeof error)) return kOk;
+    fprintf(stderr, "kernel %s: %s\n", kernel->name, error);
+    return kFailed;
+  }
+};
 char* at(uint64_t address) { return reinterpret_cast<char*>(address); }
 }  // namespace
 
 extern "C" {
-void fake_install(Prepare p, Run r) { prepare = p, run = r; }
-
 int cuDriverGetVersion(int* version) { return *version = int(setting("FAKE_VERSION", 13000)), kOk; }
 int cuInit(unsigned) { return setting("FAKE_DEVICES", 1) ? kOk : kNoDevice; }
 int cuGetErrorString(int error, const char** text) {
@@ -87,8 +116,7 @@ int cuModuleUnload(void*) { return current ? kOk : kNoContext; }
 int cuModuleGetFunction(const void** function, void*, const char* name) {
   const char* lacks = getenv("FAKE_LACKS");
   if (lacks && !strcmp(name, lacks)) return kNotFound;
-  std::lock_guard hold(lock);
-  return *function = names.insert(name).first->c_str(), kOk;
+  return (*function = kernel(name)) ? kOk : kNotFound;
 }
 int cuFuncGetAttribute(int* value, int, const void*) { return *value = 1024, kOk; }
 int cuFuncSetAttribute(const void*, int, int value) { return value <= (227 << 10) - 1024 ? kOk : kInvalid; }
@@ -126,8 +154,10 @@ int cuPointerGetAttribute(void*, int, uint64_t) { return kInvalid; }  // all hos
 int cuLaunchKernel(const void* function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned ty, unsigned tz,
                    unsigned shared, void* stream, void** parameters, void**) {
   if (!x || !y || z != 1 || !threads || threads > 1024 || ty != 1 || tz != 1) return kInvalid;
-  const uint32_t grid[] = {x, y, threads, shared};
-  void* prepared = prepare(static_cast<const char*>(function), grid, parameters);
-  return prepared ? later(stream, [=] { return run(prepared) ? kFailed : kOk; }) : kInvalid;
+  // The last thread first, copies at once.
+  const EmulatorConfig config = {{x, y, 1}, {threads, 1, 1}, 1, shared, 1, 1, 0, nullptr};
+  auto launch = std::make_shared<Launch>(Launch{static_cast<const EmulatorKernel*>(function), config, {}});
+  launch->copy(parameters);
+  return later(stream, [=] { return launch->run(); });
 }
 }

@@ -168,11 +168,6 @@ impl Emulator {
         Gpu::new(Emulator::new(schedule)?)
     }
 
-    /// The types of a kernel's parameters, as [`Argument::code`] writes them.
-    pub fn signature(&self, name: &str) -> Option<String> {
-        self.kernels.get(name).map(|kernel| kernel.signature())
-    }
-
     fn config(&self, grid: Grid, cluster: u32) -> Config {
         let (order, copies, seed) = match self.schedule {
             Schedule::Forward => (0, 0, 0),

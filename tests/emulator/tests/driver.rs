@@ -3,7 +3,7 @@
 
 use ebm_dpg::backend::Memory;
 use ebm_dpg::backend::gpu::{Cuda, Grid, Kernel, Launcher};
-use ebm_dpg_emulator::driver::{open, rerun_with_fake};
+use ebm_dpg_emulator::driver::rerun_with_fake;
 
 /// What a child prints that runs `what` under the fake driver.
 fn child(what: &str, settings: &[(&str, &str)]) -> String {
@@ -17,12 +17,12 @@ fn child(what: &str, settings: &[(&str, &str)]) -> String {
 #[test]
 fn the_child() {
     let answer = match std::env::var("CHILD").as_deref() {
-        Ok("open 0") => open(0).map(|gpu| format!("{gpu:?} {:?}", gpu.launcher().limits())),
-        Ok("open 1") => open(1).map(|gpu| format!("{gpu:?}")),
-        Ok("zeros") => open(0).and_then(|gpu| gpu.zeros::<u64>(1000, "much").map(|_| "enough".to_string())),
-        Ok("copies") => open(0).and_then(|gpu| copies(&gpu)),
-        Ok("streams") => open(0).and_then(|gpu| streams(&gpu)),
-        Ok("bad launch") => open(0).and_then(|gpu| bad_launch(&gpu)),
+        Ok("open 0") => Cuda::open(0).map(|gpu| format!("{gpu:?} {:?}", gpu.launcher().limits())),
+        Ok("open 1") => Cuda::open(1).map(|gpu| format!("{gpu:?}")),
+        Ok("zeros") => Cuda::open(0).and_then(|gpu| gpu.zeros::<u64>(1000, "much").map(|_| "enough".to_string())),
+        Ok("copies") => Cuda::open(0).and_then(|gpu| copies(&gpu)),
+        Ok("streams") => Cuda::open(0).and_then(|gpu| streams(&gpu)),
+        Ok("bad launch") => Cuda::open(0).and_then(|gpu| bad_launch(&gpu)),
         _ => return,
     };
     println!("CHILD: {}", answer.unwrap_or_else(|error| error.to_string()));

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use self::forward::{SAMPLE, SCORE};
 use self::layout::Size;
-use super::{Lstm, LstmShape};
+use super::{Lstm, LstmBackend, LstmShape};
 use crate::adam::{AdamKernel, AdamOptions, AdamState};
 use crate::backend::Memory;
 use crate::backend::gpu::{Gpu, GpuBuffer, GpuViewMut, Grid, Kernel, Launcher, arguments};
@@ -99,15 +99,6 @@ impl<L: Launcher> GpuLstm<L> {
         Ok(tensors.map(|(name, at)| (name, at.iter().map(|&at| flat[at]).collect())).collect())
     }
 
-    /// Forgets Adam's moments: for a policy that starts from another model's parameters.
-    ///
-    /// # Errors
-    /// Device memory that cannot be had.
-    pub fn reset_optimizer(&mut self) -> Result<()> {
-        self.adam = AdamState::new(&self.gpu, self.size.parameters())?;
-        Ok(())
-    }
-
     fn read(&self, buffer: &GpuBuffer<L, f32>) -> Result<Vec<f32>> {
         let mut flat = vec![0.0; self.size.parameters()];
         self.gpu.download(buffer, &mut flat)?;
@@ -194,6 +185,14 @@ impl Lstm {
         gpu.upload(&flat, &mut lstm.parameters)?;
         lstm.pack()?;
         Ok(lstm)
+    }
+}
+
+impl<L: Launcher> LstmBackend for Gpu<L> {
+    type Lstm = GpuLstm<L>;
+
+    fn lstm(&self, lstm: Lstm) -> Result<GpuLstm<L>> {
+        lstm.to_gpu(self)
     }
 }
 
@@ -288,6 +287,11 @@ impl<L: Launcher> Policy<Gpu<L>> for GpuLstm<L> {
         self.gpu.copy(&self.adam.second, &mut clone.adam.second)?;
         clone.adam.steps = self.adam.steps;
         Ok(clone)
+    }
+
+    fn reset_optimizer(&mut self) -> Result<()> {
+        self.adam = AdamState::new(&self.gpu, self.size.parameters())?;
+        Ok(())
     }
 
     fn save(&self, path: &Path) -> Result<()> {

@@ -4,15 +4,18 @@
 use ebm_dpg::backend::gpu::{Gpu, GpuBuffer, Launcher};
 use ebm_dpg::backend::{Element, Memory};
 
-/// Runs `cases::name` on every schedule of the emulator, and on a GPU where the machine has one.
+/// Runs `cases::name` on every schedule of the emulator, or the first few, and on a GPU where the machine has one.
 macro_rules! on_every_backend {
     ($($name:ident),* $(,)?) => {
+        on_every_backend!(schedules: usize::MAX; $($name),*);
+    };
+    (schedules: $most:expr; $($name:ident),* $(,)?) => {
         $(mod $name {
             use super::*;
 
             #[test]
             fn emulated() {
-                for schedule in ebm_dpg_emulator::Schedule::all() {
+                for schedule in ebm_dpg_emulator::Schedule::all().into_iter().take($most) {
                     cases::$name(&ebm_dpg_emulator::Emulator::open(schedule).expect("opened"));
                 }
             }

@@ -1,0 +1,197 @@
+//! The trainer itself on a GPU, against the same calls on the CPU: maximum likelihood, fit, tuning, judgement.
+//! Not under the sanitizers, which would take minutes over kernels that the other tests show them one by one.
+#![cfg(not(sanitized))]
+
+use ebm_dpg::adam::AdamOptions;
+use ebm_dpg::backend::gpu::{Gpu, Launcher};
+use ebm_dpg::backend::{Backend, Cpu};
+use ebm_dpg::exact::{Guide, LookAhead};
+use ebm_dpg::features::{Feature, FeatureSet};
+use ebm_dpg::fit::{Fit, FitOptions, Targets, fit};
+use ebm_dpg::models::{Likelihood, LikelihoodOptions, Lstm, LstmBackend, LstmShape, Markov, Scorer, fit_likelihood};
+use ebm_dpg::potential::{Potential, Role};
+use ebm_dpg::rng::{Draw, Purpose};
+use ebm_dpg::tokens::{Batch, Space, Token};
+use ebm_dpg::tune::{Evaluation, Method, Source, Swap, Target, TuneData, TuneOptions, Tuned, evaluate, tune};
+use ebm_dpg::weights::Estimate;
+
+mod support;
+use support::on_every_backend;
+
+on_every_backend!(
+    schedules: 2;
+    tuning_follows_the_cpu,
+    tuning_with_the_baseline_follows_the_cpu,
+    tuning_on_policy_follows_the_cpu,
+    distillation_follows_the_cpu,
+    fits_are_those_of_the_cpu,
+    maximum_likelihood_follows_the_cpu,
+);
+
+fn space() -> Space {
+    Space::new(2, 5).unwrap()
+}
+
+/// Every sequence that ends, and every cut one.
+fn all_sequences() -> Vec<Vec<Token>> {
+    let space = space();
+    let content = |length: u32| (0..1u32 << length).map(move |bits| (0..length).map(|t| bits >> t & 1).collect());
+    let ended = (0..space.longest).flat_map(content).map(|mut sequence: Vec<Token>| {
+        sequence.push(space.eos);
+        sequence
+    });
+    ended.chain(content(space.longest)).collect()
+}
+
+/// log π of every sequence: the whole of what a model says.
+fn log_probs<B: LstmBackend>(backend: &B, model: &mut B::Lstm) -> Vec<f64> {
+    let batch = Batch::from_sequences(space(), &all_sequences()).unwrap().upload(backend).unwrap();
+    let mut log_probs = backend.zeros(batch.rows, "log-probs").unwrap();
+    model.score(&batch, B::view_mut(&mut log_probs, batch.rows)).unwrap();
+    let mut host = vec![0.0; batch.rows];
+    backend.download(&log_probs, &mut host).unwrap();
+    host
+}
+
+fn lstm<B: LstmBackend>(backend: &B, seed: u64, dropout: f32) -> B::Lstm {
+    backend.lstm(Lstm::new(space(), LstmShape { layers: 1, hidden: 8, dropout }, seed).unwrap()).unwrap()
+}
+
+/// Two neighbouring symbols 1 always, a first symbol 0 more often.
+fn features() -> FeatureSet {
+    let features = FeatureSet::new(space()).with("11", Feature::Contains(vec![1, 1])).unwrap();
+    features.with("^0", Feature::StartsWith(vec![0])).unwrap()
+}
+
+fn potential<B: Backend>(backend: &B) -> Potential<B> {
+    Potential::new(backend, &[Role::Require(1.0), Role::Tilt(0.7)]).unwrap()
+}
+
+fn guide() -> Guide {
+    let noise = Markov::noise(space(), 4).unwrap();
+    LookAhead::towards(&noise, &features(), &potential(&Cpu), 100).unwrap().guide()
+}
+
+/// A few batches; q ← π on the way.
+fn options(method: Method, baseline: bool) -> TuneOptions {
+    let mut options = TuneOptions::default();
+    (options.method, options.baseline, options.swap) = (method, baseline, Swap::Every(3));
+    (options.samples, options.batch, options.updates, options.cache) = (256, 64, 2, 128);
+    (options.evaluations, options.evaluation_rows) = (2, 200);
+    options.adam = AdamOptions { learning_rate: 2e-3, ..options.adam };
+    options
+}
+
+/// What came of it, the judgement of the policy, and the policy.
+fn tuned<B: LstmBackend>(backend: &B, options: &TuneOptions) -> (Tuned, Evaluation, Vec<f64>) {
+    let (mut base, mut policy) = (lstm(backend, 1, 0.0), lstm(backend, 2, 0.0));
+    let (table, potential) = (features().compile(backend).unwrap(), potential(backend));
+    let guide = guide().upload(backend).unwrap();
+    let mut target = Target { base: &mut base, features: &table, potential: &potential, guide: Some(&guide) };
+    let tuned = tune(backend, &mut target, &mut policy, options, TuneData::default(), |_| {}).unwrap();
+    let draw = Draw::new(5, Purpose::Evaluate);
+    let judged = evaluate(backend, &mut target, &mut policy, Source::Guided, 300, draw).unwrap();
+    (tuned, judged, log_probs(backend, &mut policy))
+}
+
+/// λ and the rest from wanted moments.
+fn fitted<B: LstmBackend>(backend: &B) -> Fit {
+    let mut options = FitOptions::default();
+    (options.samples, options.base_samples, options.rounds, options.batch) = (1200, 1000, 2, 400);
+    let wanted = Targets::wanted(&[1.0, 0.6]).unwrap();
+    fit(backend, &mut lstm(backend, 1, 0.0), &features(), &wanted, &options, Draw::new(3, Purpose::Fit)).unwrap()
+}
+
+/// Three passes with dropout over sequences that contain 11.
+fn learnt<B: LstmBackend>(backend: &B) -> (Likelihood, Vec<f64>) {
+    let with_motif = |sequence: &Vec<Token>| sequence.windows(2).any(|pair| pair == [1, 1]);
+    let sequences: Vec<_> = all_sequences().into_iter().filter(with_motif).collect();
+    let data = Batch::from_sequences(space(), &sequences).unwrap().upload(backend).unwrap();
+    let mut options = LikelihoodOptions::default();
+    (options.batch, options.epochs, options.seed) = (16, 3, 4);
+    let mut model = lstm(backend, 3, 0.3);
+    let likelihood = fit_likelihood(backend, &mut model, &data, &data, &options, |_| {}).unwrap();
+    (likelihood, log_probs(backend, &mut model))
+}
+
+#[track_caller]
+fn assert_close(what: &str, got: f64, want: f64, tolerance: f64) {
+    assert!(got == want || (got - want).abs() <= tolerance, "{what}: {got} and {want}");
+}
+
+#[track_caller]
+fn assert_all_close(what: &str, got: &[f64], want: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    got.iter().zip(want).enumerate().for_each(|(at, (a, b))| assert_close(&format!("{what} {at}"), *a, *b, tolerance));
+}
+
+#[track_caller]
+fn assert_estimates_close(what: &str, got: &[Estimate], want: &[Estimate], tolerance: f64) {
+    let columns =
+        |estimates: &[Estimate]| estimates.iter().flat_map(|e| [e.value, e.standard_error]).collect::<Vec<_>>();
+    assert_all_close(what, &columns(got), &columns(want), tolerance);
+}
+
+mod cases {
+    use super::*;
+
+    fn follows_the_cpu<L: Launcher>(gpu: &Gpu<L>, options: &TuneOptions) {
+        let (got, got_judged, got_policy) = tuned(gpu, options);
+        let (want, want_judged, want_policy) = tuned(&Cpu, options);
+        assert_eq!((got.samples, got.updates, got.swaps), (want.samples, want.updates, want.swaps));
+        assert_eq!((&got.warnings, got.history.len()), (&want.warnings, want.history.len()));
+        for (got, want) in got.history.iter().zip(&want.history) {
+            assert_eq!((got.samples, got.updates, got.swaps), (want.samples, want.updates, want.swaps));
+            assert_close("log Z", got.log_z, want.log_z, 1e-6);
+            assert_close("loss", got.loss, want.loss, 1e-4);
+            assert_close("ESS", got.ess, want.ess, 1e-4);
+            assert_eq!((got.kl.is_some(), got.kl_proposal.is_some()), (want.kl.is_some(), want.kl_proposal.is_some()));
+            let kl = |record: &ebm_dpg::tune::Record| [record.kl, record.kl_proposal].into_iter().flatten().collect();
+            let (got_kl, want_kl): (Vec<_>, Vec<_>) = (kl(got), kl(want));
+            assert_estimates_close("KL", &got_kl, &want_kl, 1e-4);
+            // One draw of another token moves a moment by a two-hundredth.
+            assert_estimates_close("moments", &got.moments, &want.moments, 6e-3);
+        }
+        assert_estimates_close("judgement", &summary(&got_judged), &summary(&want_judged), 2e-3);
+        assert_all_close("log π", &got_policy, &want_policy, 2e-3);
+    }
+
+    fn summary(judged: &Evaluation) -> [Estimate; 4] {
+        [judged.log_z, judged.kl_policy, judged.tv_policy, judged.kl_policy_base]
+    }
+
+    pub fn tuning_follows_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
+        follows_the_cpu(gpu, &options(Method::DpgOffPolicy, false));
+    }
+
+    pub fn tuning_with_the_baseline_follows_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
+        follows_the_cpu(gpu, &options(Method::DpgOffPolicy, true));
+    }
+
+    pub fn tuning_on_policy_follows_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
+        follows_the_cpu(gpu, &options(Method::DpgOnPolicy, false));
+    }
+
+    pub fn distillation_follows_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
+        follows_the_cpu(gpu, &options(Method::Distill, false));
+    }
+
+    pub fn fits_are_those_of_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
+        let (got, want) = (fitted(gpu), fitted(&Cpu));
+        assert_eq!((got.samples, got.iterations, &got.warnings), (want.samples, want.iterations, &want.warnings));
+        assert_all_close("λ", &got.lambda, &want.lambda, 1e-5);
+        assert_estimates_close("log Z", &[got.log_z], &[want.log_z], 1e-5);
+        assert_estimates_close("moments", &got.moments_potential, &want.moments_potential, 1e-5);
+        assert_close("ESS", got.ess, want.ess, 1e-2);
+    }
+
+    pub fn maximum_likelihood_follows_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
+        let ((got, got_model), (want, want_model)) = (learnt(gpu), learnt(&Cpu));
+        assert_eq!((got.best.0, got.history.len()), (want.best.0, want.history.len()));
+        let entropies = |likelihood: &Likelihood| -> Vec<f64> {
+            likelihood.history.iter().flat_map(|now| [now.train, now.validation]).collect()
+        };
+        assert_all_close("cross-entropy", &entropies(&got), &entropies(&want), 1e-5);
+        assert_all_close("log π", &got_model, &want_model, 1e-4);
+    }
+}
