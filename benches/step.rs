@@ -3,32 +3,45 @@
 use std::time::Duration;
 
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use ebm_dpg::backend::Cpu;
+use ebm_dpg::models::LstmBackend;
 
 mod workload;
 use workload::{Size, Workload};
 
-type Phase = fn(&mut Workload) -> ebm_dpg::Result<()>;
+type Phase<B> = fn(&mut Workload<B>) -> ebm_dpg::Result<()>;
 
-const PHASES: [(&str, Phase); 5] = [
-    ("dpg_step", Workload::step),
-    ("sample", Workload::sample),
-    ("score", Workload::score),
-    ("features", Workload::features),
-    ("gradient", Workload::gradient),
-];
+fn phases<B: LstmBackend>() -> [(&'static str, Phase<B>); 5] {
+    [
+        ("dpg_step", Workload::step),
+        ("sample", Workload::sample),
+        ("score", Workload::score),
+        ("features", Workload::features),
+        ("gradient", Workload::gradient),
+    ]
+}
 
+/// The CPU, and the first GPU where build and machine have one.
 fn step(criterion: &mut Criterion) {
+    step_on(criterion, "cpu", &Cpu);
+    #[cfg(feature = "cuda")]
+    if let Ok(ebm_dpg::backend::Opened::Cuda(gpu)) = ebm_dpg::backend::Device::auto().open() {
+        step_on(criterion, "cuda", &gpu);
+    }
+}
+
+fn step_on<B: LstmBackend>(criterion: &mut Criterion, id: &str, backend: &B) {
     let size = Size::default();
-    let mut workload = Workload::new(size).expect("memory for the workload");
+    let mut workload = Workload::new(backend, size).expect("memory for the workload");
     // Each phase needs what those before it leave; the first pass also makes the models' workspaces.
     workload.step().expect("a step");
     workload.check().expect("right answers");
-    for (name, phase) in PHASES {
+    for (name, phase) in phases() {
         let mut group = criterion.benchmark_group(name);
         group.throughput(Throughput::Elements(size.batch as u64));
         group.sampling_mode(SamplingMode::Flat).sample_size(10);
         group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(5));
-        group.bench_function("cpu", |bencher| bencher.iter(|| phase(&mut workload).expect("a phase")));
+        group.bench_function(id, |bencher| bencher.iter(|| phase(&mut workload).expect("a phase")));
         group.finish();
     }
     workload.check().expect("right answers");

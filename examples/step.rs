@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use clap::Parser;
 use clap::builder::RangedU64ValueParser;
-use ebm_dpg::Result;
+use ebm_dpg::backend::{Device, Opened};
+use ebm_dpg::models::LstmBackend;
+use ebm_dpg::{Error, Result};
 
 #[path = "../benches/workload/mod.rs"]
 mod workload;
@@ -33,13 +35,23 @@ struct Options {
     /// Outputs of the models.
     #[arg(long, default_value = "4", value_parser = clap::value_parser!(u32).range(2..1 << 31))]
     vocab: u32,
+    /// auto, cpu or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
     /// Measured steps.
     #[arg(long, default_value = "7", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     repeats: usize,
 }
 
 fn main() -> ExitCode {
-    match measure(&Options::parse()) {
+    let options = Options::parse();
+    let measured = options.device.open().and_then(|opened| match opened {
+        Opened::Cpu(cpu) => measure(&cpu, &options),
+        #[cfg(feature = "cuda")]
+        Opened::Cuda(gpu) => measure(&gpu, &options),
+        _ => Err(Error::argument("--device", "cpu or cuda:N", format!("{:?}", options.device))),
+    });
+    match measured {
         Ok(line) => {
             println!("{line}");
             ExitCode::SUCCESS
@@ -52,8 +64,8 @@ fn main() -> ExitCode {
 }
 
 /// Seconds of the four phases of one step, and their sum.
-fn step(workload: &mut Workload) -> Result<[f64; 5]> {
-    let mut time = |phase: fn(&mut Workload) -> Result<()>| {
+fn step<B: LstmBackend>(workload: &mut Workload<B>) -> Result<[f64; 5]> {
+    let mut time = |phase: fn(&mut Workload<B>) -> Result<()>| {
         let started = Instant::now();
         phase(workload).map(|()| started.elapsed().as_secs_f64())
     };
@@ -62,9 +74,9 @@ fn step(workload: &mut Workload) -> Result<[f64; 5]> {
     Ok([phases[0], phases[1], phases[2], phases[3], phases.iter().sum()])
 }
 
-fn measure(options: &Options) -> Result<serde_json::Value> {
-    let Options { batch, hidden, layers, length, vocab, repeats } = *options;
-    let mut workload = Workload::new(Size { batch, hidden, layers, length, vocab })?;
+fn measure<B: LstmBackend>(backend: &B, options: &Options) -> Result<serde_json::Value> {
+    let Options { batch, hidden, layers, length, vocab, repeats, device } = *options;
+    let mut workload = Workload::new(backend, Size { batch, hidden, layers, length, vocab })?;
     for _ in 0..WARM_UP {
         step(&mut workload)?;
     }
@@ -73,6 +85,7 @@ fn measure(options: &Options) -> Result<serde_json::Value> {
     let median = |phase: usize| median(steps.iter().map(|seconds| seconds[phase]).collect());
     Ok(serde_json::json!({
         "crate": format!("ebm-dpg {}", env!("CARGO_PKG_VERSION")),
+        "device": format!("{device:?}"),
         "threads": rayon::current_num_threads(),
         "batch": batch,
         "hidden": hidden,

@@ -4,13 +4,12 @@
 //! models then have exactly `vocab` outputs, and every sequence is cut at the longest length.
 
 use ebm_dpg::adam::AdamOptions;
-use ebm_dpg::backend::Cpu;
 use ebm_dpg::features::{Feature, FeatureSet, FeatureTable};
-use ebm_dpg::models::{Coefficients, Lstm, LstmShape, Policy, Sampler, Scorer, Weighting};
+use ebm_dpg::models::{Coefficients, Lstm, LstmBackend, LstmShape, Policy, Sampler, Scorer, Weighting};
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space, Token};
-use ebm_dpg::weights::{log_sum_exp, weights};
+use ebm_dpg::weights::{WeightedRows, statistics, weights};
 use ebm_dpg::{Error, Result};
 
 /// Patterns of five tokens, each a feature with λ = 1.
@@ -38,87 +37,115 @@ impl Default for Size {
     }
 }
 
-/// Three LSTMs (q, r, π) and the memory of a step.
-pub struct Workload {
-    proposal: Lstm,
-    base: Lstm,
-    policy: Lstm,
-    features: FeatureTable,
-    potential: Potential,
-    batch: Batch,
-    log_q: Vec<f64>,
-    log_model: Vec<f64>,
-    log_base: Vec<f64>,
-    phi: Vec<f32>,
-    log_p: Vec<f64>,
-    log_w: Vec<f64>,
-    weights: Vec<f32>,
-    log_pi: Vec<f64>,
+/// Three LSTMs (q, r, π) and the memory of a step, on a backend.
+pub struct Workload<B: LstmBackend> {
+    backend: B,
+    proposal: B::Lstm,
+    base: B::Lstm,
+    policy: B::Lstm,
+    features: FeatureTable<B>,
+    potential: Potential<B>,
+    batch: Batch<B>,
+    log_q: B::Buffer<f64>,
+    log_model: B::Buffer<f64>,
+    log_base: B::Buffer<f64>,
+    phi: B::Buffer<f32>,
+    log_p: B::Buffer<f64>,
+    log_w: B::Buffer<f64>,
+    weights: B::Buffer<f32>,
+    log_pi: B::Buffer<f64>,
     draws: u64,
 }
 
-impl Workload {
-    pub fn new(size: Size) -> Result<Self> {
+impl<B: LstmBackend> Workload<B> {
+    pub fn new(backend: &B, size: Size) -> Result<Self> {
         let Size { batch: rows, hidden, layers, length, vocab } = size;
         let space = Space { vocab: vocab + 1, bos: vocab, eos: vocab, pad: vocab, longest: length };
-        let model = |seed| Lstm::new(space, LstmShape { layers, hidden, dropout: 0.0 }, seed);
+        let model = |seed| backend.lstm(Lstm::new(space, LstmShape { layers, hidden, dropout: 0.0 }, seed)?);
         let mut features = FeatureSet::new(space);
         for i in 0..PATTERNS {
             let pattern: Vec<Token> = (i..i + 5).map(|token| token % (vocab - 1)).collect();
             features = features.with(format!("pattern {i}"), Feature::Contains(pattern))?;
         }
+        let column = |what| backend.zeros(rows, what);
         Ok(Workload {
             proposal: model(0)?,
             base: model(1)?,
             policy: model(2)?,
-            features: features.compile(&Cpu)?,
-            potential: Potential::new(&Cpu, &[Role::Tilt(1.0); PATTERNS as usize])?,
-            batch: Batch::with_capacity(&Cpu, space, rows)?,
-            log_q: vec![0.0; rows],
-            log_model: vec![0.0; rows],
-            log_base: vec![0.0; rows],
-            phi: vec![0.0; rows * PATTERNS as usize],
-            log_p: vec![0.0; rows],
-            log_w: vec![0.0; rows],
-            weights: vec![0.0; rows],
-            log_pi: vec![0.0; rows],
+            features: features.compile(backend)?,
+            potential: Potential::new(backend, &[Role::Tilt(1.0); PATTERNS as usize])?,
+            batch: Batch::with_capacity(backend, space, rows)?,
+            log_q: column("log q")?,
+            log_model: column("log q")?,
+            log_base: column("log r")?,
+            phi: backend.zeros(rows * PATTERNS as usize, "features")?,
+            log_p: column("log P")?,
+            log_w: column("log w")?,
+            weights: backend.zeros(rows, "weights")?,
+            log_pi: column("log π")?,
             draws: 0,
+            backend: backend.clone(),
         })
+    }
+
+    fn rows(&self) -> usize {
+        self.batch.capacity()
     }
 
     /// x ~ q, with log q from the same pass.
     pub fn sample(&mut self) -> Result<()> {
-        let draw = Draw::new(0, Purpose::Tune).skip(self.draws);
-        self.draws += self.batch.capacity() as u64;
-        self.proposal.sample(draw, None, &mut self.batch, &mut self.log_q, &mut self.log_model)
+        let (draw, rows) = (Draw::new(0, Purpose::Tune).skip(self.draws), self.rows());
+        self.draws += rows as u64;
+        let (log_q, log_model) = (B::view_mut(&mut self.log_q, rows), B::view_mut(&mut self.log_model, rows));
+        self.proposal.sample(draw, None, &mut self.batch, log_q, log_model)?;
+        self.wait()
     }
 
     /// log r(x).
     pub fn score(&mut self) -> Result<()> {
-        self.base.score(&self.batch, &mut self.log_base)
+        let rows = self.rows();
+        self.base.score(&self.batch, B::view_mut(&mut self.log_base, rows))?;
+        self.wait()
     }
 
     /// φ(x), log P(x), and w = P/q over its sum.
     pub fn features(&mut self) -> Result<()> {
-        self.features.evaluate(&Cpu, &self.batch, &mut self.phi)?;
-        self.potential.log_potential(&Cpu, &self.log_base, &self.phi, &mut self.log_p)?;
-        let log_w = self.log_p.iter().zip(&self.log_q).map(|(log_p, log_q)| log_p - log_q);
-        self.log_w.iter_mut().zip(log_w).for_each(|(to, log_w)| *to = log_w);
-        let log_total = log_sum_exp(&self.log_w);
-        weights(&Cpu, &self.log_p, &self.log_q, log_total, &mut self.log_w, &mut self.weights)
+        let (rows, values) = (self.rows(), self.rows() * PATTERNS as usize);
+        self.features.evaluate(&self.backend, &self.batch, B::view_mut(&mut self.phi, values))?;
+        let (log_base, phi) = (B::view(&self.log_base, rows), B::view(&self.phi, values));
+        self.potential.log_potential(&self.backend, log_base, phi, B::view_mut(&mut self.log_p, rows))?;
+        self.weigh(0.0)?;
+        let (log_w, log_q) = (B::view(&self.log_w, rows), B::view(&self.log_q, rows));
+        let weighted = WeightedRows { log_w, log_q, log_pi: None, phi: B::view(&self.phi, values) };
+        let log_z = statistics(&self.backend, &weighted, PATTERNS as usize, 0.0)?.log_z;
+        self.weigh(log_z + (rows as f64).ln())
+    }
+
+    fn weigh(&mut self, log_scale: f64) -> Result<()> {
+        let rows = self.rows();
+        let (log_p, log_q) = (B::view(&self.log_p, rows), B::view(&self.log_q, rows));
+        let (log_w, to) = (B::view_mut(&mut self.log_w, rows), B::view_mut(&mut self.weights, rows));
+        weights(&self.backend, log_p, log_q, log_scale, log_w, to)
     }
 
     /// Σ w ∇log π(x), and Adam.
     pub fn gradient(&mut self) -> Result<()> {
+        let rows = self.rows();
         let coefficients = Coefficients {
             weighting: Weighting::Given,
-            weights: &self.weights[..],
+            weights: B::view(&self.weights, rows),
             log_q: None,
             scale: 0.0,
             dropout: None,
         };
-        self.policy.gradient(&self.batch, &coefficients, &mut self.log_pi)?;
-        self.policy.update(&AdamOptions::default())
+        self.policy.gradient(&self.batch, &coefficients, B::view_mut(&mut self.log_pi, rows))?;
+        self.policy.update(&AdamOptions::default())?;
+        self.wait()
+    }
+
+    /// Waits for the device, so that a phase's time is its own.
+    fn wait(&self) -> Result<()> {
+        self.backend.download(&self.log_q, &mut [0.0])
     }
 
     /// All phases.
@@ -133,12 +160,19 @@ impl Workload {
     /// # Errors
     /// The last step cannot have been right.
     pub fn check(&self) -> Result<()> {
-        let (rows, longest) = (self.batch.capacity(), self.batch.space.longest as usize);
+        let (rows, longest) = (self.rows(), self.batch.space.longest as usize);
+        let column = |buffer| {
+            let mut host = vec![0.0; rows];
+            self.backend.download(buffer, &mut host).map(|()| host)
+        };
         let sane = |log_prob: &f64| log_prob.is_finite() && *log_prob < 0.0;
-        let total: f64 = self.weights.iter().map(|&weight| f64::from(weight)).sum();
-        let fault = if self.batch.total_tokens() != rows * longest {
+        let mut host = vec![0.0f32; rows];
+        self.backend.download(&self.weights, &mut host)?;
+        let total: f64 = host.iter().map(|&weight| f64::from(weight)).sum();
+        let log_probs = [column(&self.log_q)?, column(&self.log_base)?, column(&self.log_pi)?];
+        let fault = if self.batch.download(&self.backend)?.total_tokens() != rows * longest {
             "not every sequence has full length"
-        } else if ![&self.log_q, &self.log_base, &self.log_pi].iter().all(|log_probs| log_probs.iter().all(sane)) {
+        } else if !log_probs.iter().flatten().all(sane) {
             "a log-probability is not below 0"
         } else if total.is_nan() || (total - 1.0).abs() > 1e-3 {
             "the weights do not sum to 1"
