@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$PWD/lib GPU_TESTS=required CRITERION_HOME=$PWD/results/criterion
 rm -rf results
 mkdir results
-stages=() figures=() failed=0
+stages=() figures=() programs=() failed=0
 
 # stage NAME COMMAND...: its output to results/NAME.log, its outcome to results.json.
 stage() {
@@ -37,6 +37,15 @@ for file in results/criterion/*/*/new/estimates.json; do
     figures+=("\"${name%/new/estimates.json}\": $median")
 done
 
+# A whole step by phase, and the papers' setting from data to policy; each last line, and the report, is JSON.
+for batch in 2048 65536; do
+    stage "step-$batch" ./step --device cuda:0 --batch "$batch"
+    programs+=("$(grep '^{' "results/step-$batch.log" || echo null)")
+done
+stage motif ./motif --device cuda:0 --motif 10001011111000 --hidden 200 --layers 2 --features 1001111 --data-size 5000 \
+    --batch 128 --learning-rate 0.004 --samples 32000 --out results/motif
+[ -f results/motif/report.json ] && programs+=("$(tr -d '\n' < results/motif/report.json)")
+
 # The same work in PyTorch; each prints lines of JSON.
 peer() {
     stage "peer-$1" python3 "peers/$2_torch.py" --device cuda "${@:3}"
@@ -61,7 +70,7 @@ join() { local IFS=,; echo "$*"; }
 cat > results/results.json << JSON
 {"commit": "$(cat commit)", "date": "$(date -u +%FT%TZ)", "gpu": "$(about name)", "driver": "$(about driver_version)",
  "passed": $( ((failed)) && echo false || echo true), "stages": {$(join "${stages[@]}")},
- "median_ns": {$(join "${figures[@]}")}, "peers": [$(join "${peers[@]}")]}
+ "median_ns": {$(join "${figures[@]}")}, "programs": [$(join "${programs[@]}")], "peers": [$(join "${peers[@]}")]}
 JSON
 cat results/results.json
 exit "$failed"
