@@ -35,6 +35,7 @@ fn main() {
     build.compile("emulator_kernels");
     if env::var_os("CARGO_FEATURE_CUDA").is_some() {
         build_fake_driver(&root.join("driver/fake_cuda.cpp"), &host, &out);
+        build_for_gpu(&own.join("conformance.cu"), &kernels, &out.join("conformance.fatbin"));
     }
     // Again, after the kernels that use it.
     println!("cargo::rustc-link-lib=static=emulator_runtime");
@@ -49,6 +50,18 @@ fn build_fake_driver(source: &Path, host: &Path, out: &Path) {
     compiler.args(["libemulator_kernels.a", "libemulator_runtime.a"].map(|library| out.join(library)));
     let status = compiler.arg("-Wl,--no-whole-archive").arg("-o").arg(out.join("libcuda.so")).status();
     assert!(status.expect("a C++ compiler").success(), "{}", source.display());
+}
+
+/// The kernels that test the wrappers, for a GPU; the crate's own build has checked that there is an nvcc.
+fn build_for_gpu(source: &Path, kernels: &Path, to: &Path) {
+    println!("cargo::rerun-if-env-changed=NVCC");
+    let homes = ["CUDA_HOME", "CUDA_PATH"].map(|home| env::var_os(home).map(|home| Path::new(&home).join("bin/nvcc")));
+    let nvcc = env::var_os("NVCC").map(PathBuf::from).into_iter().chain(homes.into_iter().flatten()).next();
+    let mut command = Command::new(nvcc.unwrap_or_else(|| "nvcc".into()));
+    command.args(["-fatbin", "-std=c++17", "-O3", "-gencode=arch=compute_80,code=sm_80"]);
+    command.args(["-gencode=arch=compute_90a,code=sm_90a", "-gencode=arch=compute_80,code=compute_80", "-I"]);
+    let status = command.arg(kernels).arg(source).arg("-o").arg(to).status();
+    assert!(status.is_ok_and(|status| status.success()), "{command:?}");
 }
 
 fn compiler(optimisation: u32) -> cc::Build {

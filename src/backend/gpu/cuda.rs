@@ -45,7 +45,7 @@ impl Cuda {
 
     /// The stream on which everything happens.
     pub fn stream(&self) -> &Arc<CudaStream> {
-        &self.launcher().loaded.stream
+        self.launcher().stream()
     }
 }
 
@@ -133,12 +133,17 @@ impl CudaLauncher {
         Ok(CudaLauncher { loaded: Arc::new(Loaded { stream, functions, limits, shares_page_tables }) })
     }
 
+    /// The stream on which everything happens.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.loaded.stream
+    }
+
     fn context(&self) -> &Arc<CudaContext> {
         self.loaded.stream.context()
     }
 
     /// The stream, its context made the calling thread's.
-    fn stream(&self) -> std::result::Result<sys::CUstream, DriverError> {
+    fn bound_stream(&self) -> std::result::Result<sys::CUstream, DriverError> {
         self.context().bind_to_thread()?;
         Ok(self.loaded.stream.cu_stream())
     }
@@ -187,7 +192,7 @@ impl Launcher for CudaLauncher {
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory { what: what.into(), bytes: bytes as u128 },
             _ => failed(what)(error),
         };
-        let stream = self.stream().map_err(failed)?;
+        let stream = self.bound_stream().map_err(failed)?;
         let bytes = bytes.max(1); // the driver refuses 0
         // SAFETY: zeroed next.
         let address = unsafe { result::malloc_async(stream, bytes) }.map_err(failed)?;
@@ -202,7 +207,7 @@ impl Launcher for CudaLauncher {
 
     unsafe fn free(&self, address: u64, _bytes: usize) {
         // SAFETY: allocated on this stream, and not used by later calls: the caller's.
-        let freed = self.stream().and_then(|stream| unsafe { result::free_async(address, stream) });
+        let freed = self.bound_stream().and_then(|stream| unsafe { result::free_async(address, stream) });
         // The next call returns it.
         self.context().record_err(freed);
     }
@@ -217,7 +222,7 @@ impl Launcher for CudaLauncher {
             result::memcpy_htod_async(to, from, stream)?;
             if self.loaded.shares_page_tables || is_pinned(from) { result::stream::synchronize(stream) } else { Ok(()) }
         };
-        self.stream().and_then(copy).map_err(failed(format_args!("upload of {} bytes", from.len())))
+        self.bound_stream().and_then(copy).map_err(failed(format_args!("upload of {} bytes", from.len())))
     }
 
     unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
@@ -230,19 +235,19 @@ impl Launcher for CudaLauncher {
             result::memcpy_dtoh_async(to, from, stream)?;
             result::stream::synchronize(stream)
         };
-        self.stream().and_then(copy).map_err(failed(format_args!("download of {bytes} bytes")))
+        self.bound_stream().and_then(copy).map_err(failed(format_args!("download of {bytes} bytes")))
     }
 
     unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
         // SAFETY: the ranges are the caller's.
         let copy = |stream| unsafe { result::memcpy_dtod_async(to, from, bytes, stream) };
-        self.stream().and_then(copy).map_err(failed(format_args!("copy of {bytes} bytes")))
+        self.bound_stream().and_then(copy).map_err(failed(format_args!("copy of {bytes} bytes")))
     }
 
     unsafe fn clear(&self, at: u64, bytes: usize) -> Result<()> {
         // SAFETY: the range is the caller's.
         let clear = |stream| unsafe { result::memset_d8_async(at, 0, bytes, stream) };
-        self.stream().and_then(clear).map_err(failed(format_args!("clearing of {bytes} bytes")))
+        self.bound_stream().and_then(clear).map_err(failed(format_args!("clearing of {bytes} bytes")))
     }
 
     unsafe fn launch(&self, kernel: Kernel, grid: Grid, arguments: &[Argument]) -> Result<()> {
@@ -257,7 +262,7 @@ impl Launcher for CudaLauncher {
             result::launch_kernel(function, (x, y, 1), (threads, 1, 1), shared_bytes, stream, &mut pointers)
         };
         let shape = || format!("kernel {}, {x} × {y} blocks of {threads} threads, {shared_bytes} B", kernel.symbol());
-        self.stream().and_then(launch).map_err(|error| failed(shape())(error))
+        self.bound_stream().and_then(launch).map_err(|error| failed(shape())(error))
     }
 
     fn limits(&self) -> Limits {

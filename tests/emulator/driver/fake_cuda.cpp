@@ -71,6 +71,17 @@ struct Launch {
   }
 };
 char* at(uint64_t address) { return reinterpret_cast<char*>(address); }
+
+// Puts a launch on a stream; the last thread runs first, copies land at once.
+int launch(const void* function, uint3 grid, uint3 block, unsigned cluster, unsigned shared, void* stream,
+           void** parameters) {
+  const auto [x, y, z] = grid;
+  if (!x || !y || z != 1 || !block.x || block.x > 1024 || block.y != 1 || block.z != 1) return kInvalid;
+  const EmulatorConfig config = {{x, y, 1}, {block.x, 1, 1}, cluster, shared, 1, 1, 0, nullptr};
+  auto launch = std::make_shared<Launch>(Launch{static_cast<const EmulatorKernel*>(function), config, {}});
+  launch->copy(parameters);
+  return later(stream, [=] { return launch->run(); });
+}
 }  // namespace
 
 extern "C" {
@@ -153,11 +164,29 @@ int cuPointerGetAttribute(void*, int, uint64_t) { return kInvalid; }  // all hos
 
 int cuLaunchKernel(const void* function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned ty, unsigned tz,
                    unsigned shared, void* stream, void** parameters, void**) {
-  if (!x || !y || z != 1 || !threads || threads > 1024 || ty != 1 || tz != 1) return kInvalid;
-  // The last thread first, copies at once.
-  const EmulatorConfig config = {{x, y, 1}, {threads, 1, 1}, 1, shared, 1, 1, 0, nullptr};
-  auto launch = std::make_shared<Launch>(Launch{static_cast<const EmulatorKernel*>(function), config, {}});
-  launch->copy(parameters);
-  return later(stream, [=] { return launch->run(); });
+  return launch(function, {x, y, z}, {threads, ty, tz}, 1, shared, stream, parameters);
+}
+
+// The driver's own layouts, as far as launches here use them.
+struct LaunchAttribute {
+  int id, unused;
+  unsigned value[16];
+};
+struct LaunchConfig {
+  unsigned grid[3], block[3], shared;
+  void* stream;
+  const LaunchAttribute* attributes;
+  unsigned count;
+};
+int cuLaunchKernelEx(const LaunchConfig* config, const void* function, void** parameters, void**) {
+  constexpr int kClusterDimension = 4;
+  unsigned cluster = 1;
+  for (unsigned i = 0; i < config->count; i++) {
+    if (config->attributes[i].id != kClusterDimension) return kInvalid;
+    cluster = config->attributes[i].value[0];
+  }
+  const auto [x, y, z] = config->grid;
+  const auto [threads, ty, tz] = config->block;
+  return launch(function, {x, y, z}, {threads, ty, tz}, cluster, config->shared, config->stream, parameters);
 }
 }

@@ -7,19 +7,31 @@ use ebm_dpg::backend::gpu::{Argument, Gpu, Grid};
 use ebm_dpg_emulator::{Emulator, RunByName, Schedule};
 use half::{bf16, f16};
 
-macro_rules! on_every_device {
+macro_rules! on_every_backend {
     ($($name:ident),* $(,)?) => {
-        $(#[test]
-        fn $name() {
-            for schedule in Schedule::all() {
-                let gpu = Emulator::open(schedule).expect("opened");
-                cases::$name(&|name, shape, input, len| run(&gpu, name, shape, input, len));
+        $(mod $name {
+            use super::*;
+
+            #[test]
+            fn emulated() {
+                for schedule in Schedule::all() {
+                    let gpu = Emulator::open(schedule).expect("opened");
+                    cases::$name(&|name, shape, input, len| run(&gpu, name, shape, input, len));
+                }
+            }
+
+            #[cfg(feature = "cuda")]
+            #[test]
+            fn cuda() {
+                if let Some(gpu) = ebm_dpg_emulator::driver::first_gpu() {
+                    cases::$name(&|name, shape, input, len| run(&gpu, name, shape, input, len));
+                }
             }
         })*
     };
 }
 
-on_every_device!(
+on_every_backend!(
     indices,
     vectors,
     shared_memory,
@@ -44,6 +56,14 @@ on_every_device!(
     cluster,
     bulk_copy,
 );
+
+#[cfg(feature = "cuda")]
+#[test]
+fn every_case_by_way_of_the_driver() {
+    let output = ebm_dpg_emulator::driver::rerun_with_fake("::cuda", &[]);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && !out.contains(" 0 passed"), "{out}{err}");
+}
 
 /// A launch: blocks, threads, dynamic shared memory, blocks per cluster.
 struct Shape(Grid, u32);
