@@ -358,7 +358,7 @@ template <int TILES, bool SPLIT> struct Forward {
     const uint64_t sequence = uint64_t(row[local]) * a.longest;
     uint32_t emitted = a.mode == kSample ? 0 : a.tokens[sequence + t];
     if (a.mode != kSample && emitted >= a.size.vocab) {
-      __syncwarp();  // all lanes have read that the row is alive
+      __syncwarp();  // mutation: a lane that then reads that the row is dead does the same; the thread sanitizer sees it
       if (at.lane == 0) reject(local);
       if (a.mode == kTrain) keep_nothing(local, t);
       return;
