@@ -234,7 +234,7 @@ DEV_FN void rows_of_warp(const Table& table, const Tokens& batch, uint64_t first
   const uint64_t left = batch.rows - first, values = (left < 32 ? left : 32) * features;
   for (uint64_t at = lane; staged && at < values; at += 32)
     phi[first * features + at] = reinterpret_cast<float*>(tiles)[at];
-  __syncwarp();
+  __syncwarp();  // mutation: the next rows' reduction meets before the tile is written; this orders what was read
 }
 
 // phi[rows, features] of a batch. Dynamic shared memory: kShared ? the table (padded to 4 words) : nothing, two tiles

@@ -116,7 +116,7 @@ mod cases {
     /// The first tile is on its way when a warp finds that none of its rows has a length.
     pub fn rows_without_tokens_leave_no_copy_behind<L: Launcher>(gpu: &Gpu<L>) {
         let space = Space::new(4, 40).unwrap();
-        let mut batch = batch(space, 33);
+        let mut batch = batch(space, 3000);
         batch.lengths.fill(0);
         let (phi, status) = evaluate(gpu, &set(space, vec![Feature::Contains(pattern(7, 3)); 3]), &batch);
         assert!(status.unwrap_err().to_string().contains("row 0"));
