@@ -70,7 +70,8 @@ fn the_counter_counts() {
 fn a_step_by_hand_allocates_nothing() {
     on_one_thread(|| {
         // More rows than a chunk of any stage.
-        let mut workload = Workload::new(Size { batch: 5000, hidden: 20, layers: 2, length: 8, vocab: 4 }).unwrap();
+        let mut workload =
+            Workload::new(&Cpu, Size { batch: 5000, hidden: 20, layers: 2, length: 8, vocab: 4 }).unwrap();
         workload.step().unwrap();
         let made = allocations(|| (0..3).for_each(|_| workload.step().unwrap()));
         workload.check().unwrap();

@@ -9,7 +9,7 @@ use ebm_dpg::models::{Coefficients, Lstm, LstmBackend, LstmShape, Policy, Sample
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space, Token};
-use ebm_dpg::weights::{WeightedRows, statistics, weights};
+use ebm_dpg::weights::{log_sum_exp, weights};
 use ebm_dpg::{Error, Result};
 
 /// Patterns of five tokens, each a feature with λ = 1.
@@ -52,6 +52,8 @@ pub struct Workload<B: LstmBackend> {
     phi: B::Buffer<f32>,
     log_p: B::Buffer<f64>,
     log_w: B::Buffer<f64>,
+    /// The trainer, too, finds the scale of the weights on the host.
+    host_log_w: Vec<f64>,
     weights: B::Buffer<f32>,
     log_pi: B::Buffer<f64>,
     draws: u64,
@@ -81,6 +83,7 @@ impl<B: LstmBackend> Workload<B> {
             phi: backend.zeros(rows * PATTERNS as usize, "features")?,
             log_p: column("log P")?,
             log_w: column("log w")?,
+            host_log_w: vec![0.0; rows],
             weights: backend.zeros(rows, "weights")?,
             log_pi: column("log π")?,
             draws: 0,
@@ -115,10 +118,8 @@ impl<B: LstmBackend> Workload<B> {
         let (log_base, phi) = (B::view(&self.log_base, rows), B::view(&self.phi, values));
         self.potential.log_potential(&self.backend, log_base, phi, B::view_mut(&mut self.log_p, rows))?;
         self.weigh(0.0)?;
-        let (log_w, log_q) = (B::view(&self.log_w, rows), B::view(&self.log_q, rows));
-        let weighted = WeightedRows { log_w, log_q, log_pi: None, phi: B::view(&self.phi, values) };
-        let log_z = statistics(&self.backend, &weighted, PATTERNS as usize, 0.0)?.log_z;
-        self.weigh(log_z + (rows as f64).ln())
+        self.backend.download(&self.log_w, &mut self.host_log_w)?;
+        self.weigh(log_sum_exp(&self.host_log_w))
     }
 
     fn weigh(&mut self, log_scale: f64) -> Result<()> {
