@@ -6,6 +6,7 @@ cd "$(dirname "$0")"
 export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$PWD/lib GPU_TESTS=required CRITERION_HOME=$PWD/results/criterion
 rm -rf results
 mkdir results
+[ ! -f programs.tar.gz ] || tar -xzf programs.tar.gz
 stages=() figures=() programs=() failed=0
 
 # stage NAME COMMAND...: its output to results/NAME.log, its outcome to results.json.
