@@ -9,6 +9,7 @@
 // Work per step and block: 2 * 16 * TILES * (weights) operations, three times that when SPLIT; bytes from the
 // second-level cache: 2 (SPLIT: 4) per weight. See kernels/README.md for what that predicts.
 #include "common/lstm.cuh"
+#include "common/reduce.cuh"
 #include "common/split.cuh"
 #include "common/status.cuh"
 
@@ -316,12 +317,9 @@ template <int TILES, bool SPLIT> struct Forward {
   __device__ __forceinline__ Softmax softmax(const Logits& logit) const {
     Softmax result{-INFINITY, 0};
     for (uint32_t v = at.lane; v < a.size.vocab; v += 32) result.max = fmaxf(result.max, logit(v));
-#pragma unroll
-    for (int distance = 16; distance; distance >>= 1)
-      result.max = fmaxf(result.max, __shfl_xor_sync(~0u, result.max, distance));
+    result.max = warp_max(result.max);
     for (uint32_t v = at.lane; v < a.size.vocab; v += 32) result.sum += weight(logit(v), result.max);
-#pragma unroll
-    for (int distance = 16; distance; distance >>= 1) result.sum += __shfl_xor_sync(~0u, result.sum, distance);
+    result.sum = warp_sum(result.sum);
     return result;
   }
 

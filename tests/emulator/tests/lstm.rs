@@ -18,10 +18,11 @@ use ebm_dpg_emulator::{Emulator, Schedule};
 use oracle::{OracleLstm, assert_block_close, assert_close};
 
 mod support;
-use support::on_every_backend;
+use support::{on_every_backend, upload as upload_values};
 
 on_every_backend!(
     log_probs_agree_with_the_oracle,
+    a_sequence_of_128_tokens_is_within_1e_4,
     gradients_agree_with_the_oracle_per_block,
     the_baseline_needs_the_whole_log_prob,
     samples_are_those_of_the_cpu,
@@ -65,12 +66,6 @@ fn upload<L: Launcher>(gpu: &Gpu<L>, space: Space, sequences: &[Vec<Token>]) -> 
     Batch::from_sequences(space, sequences).unwrap().upload(gpu).unwrap()
 }
 
-fn values<L: Launcher, T: ebm_dpg::backend::Element>(gpu: &Gpu<L>, values: &[T]) -> <Gpu<L> as Memory>::Buffer<T> {
-    let mut buffer = gpu.zeros(values.len(), "values").unwrap();
-    gpu.upload(values, &mut buffer).unwrap();
-    buffer
-}
-
 fn score<L: Launcher>(gpu: &Gpu<L>, lstm: &mut GpuLstm<L>, batch: &Batch<Gpu<L>>) -> Vec<f64> {
     let mut out = gpu.zeros(batch.rows, "log-probs").unwrap();
     lstm.score(batch, Gpu::<L>::view_mut(&mut out, batch.rows)).unwrap();
@@ -91,7 +86,8 @@ fn gradient<L: Launcher>(
     baseline: Option<(&[f64], f32)>,
 ) -> Vec<f64> {
     let rows = batch.rows;
-    let (weights, log_q) = (values(gpu, weights), values(gpu, baseline.map_or(&[0.0][..], |(log_q, _)| log_q)));
+    let (weights, log_q) =
+        (upload_values(gpu, weights), upload_values(gpu, baseline.map_or(&[0.0][..], |(log_q, _)| log_q)));
     let mut out = gpu.zeros(rows, "log-probs").unwrap();
     let coefficients = Coefficients {
         weighting: if baseline.is_some() { Weighting::Baseline } else { Weighting::Given },
@@ -167,6 +163,16 @@ mod cases {
             assert_close(&format!("{layers}x{hidden}"), &got, &want, 5e-6);
             assert!(got.iter().all(|&l| l <= 0.0));
         }
+    }
+
+    /// The contract of the default precision.
+    pub fn a_sequence_of_128_tokens_is_within_1e_4<L: Launcher>(gpu: &Gpu<L>) {
+        let space = Space::new(20, 128).unwrap();
+        let lstm = lstm(space, 2, 16);
+        let sequences: Vec<Vec<Token>> = (0..4).map(|row| (0..128).map(|t| (row * 5 + t * t) % 20).collect()).collect();
+        let got = score(gpu, &mut lstm.to_gpu(gpu).unwrap(), &upload(gpu, space, &sequences));
+        let oracle = oracle_of(&lstm);
+        assert_close("128 tokens", &got, &sequences.iter().map(|x| oracle.log_prob(x)).collect::<Vec<_>>(), 1e-4);
     }
 
     pub fn gradients_agree_with_the_oracle_per_block<L: Launcher>(gpu: &Gpu<L>) {
@@ -300,7 +306,7 @@ mod cases {
             Coefficients::<Cpu> { weighting: Weighting::Given, weights: &weights, log_q: None, scale: 0.0, dropout };
         let mut want = vec![0.0; 19];
         on_cpu.gradient(&host, &given, &mut want).unwrap();
-        let weights = values(gpu, &weights);
+        let weights = upload_values(gpu, &weights);
         let mut out = gpu.zeros(19, "log-probs").unwrap();
         let given = Coefficients {
             weighting: Weighting::Given,
