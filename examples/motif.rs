@@ -156,7 +156,7 @@ impl<B: LstmBackend> Run<'_, B> {
         let Run { backend, job: Job { options, process, .. }, data, .. } = self;
         let common = &options.common;
         let held_out = Some(&data.validation);
-        let (tuned, tuning) = phase::tune_policy(backend, common, UPDATES, &mut target, &mut policy, held_out)?;
+        let (tuned, tuning) = phase::tune_policy(backend, common, UPDATES, &mut target, &mut policy, held_out, output)?;
         seconds.tune = tuning;
         policy.save(&output.file("policy.safetensors"))?;
         phase::draw_tuning(output, &tuned, self.names, &self.data_moments)?;

@@ -202,7 +202,7 @@ impl<B: LstmBackend> Run<'_, B> {
         let held_out = (common.swap == Swap::Ce).then_some(&self.data.validation);
         let mut target = self.fit.target(&mut self.base, &self.table);
         let (tuned, seconds) =
-            phase::tune_policy(self.backend, common, UPDATES, &mut target, &mut self.policy, held_out)?;
+            phase::tune_policy(self.backend, common, UPDATES, &mut target, &mut self.policy, held_out, output)?;
         self.policy.save(&output.file("policy.safetensors"))?;
         phase::draw_tuning(output, &tuned, &self.options.patterns(), &self.options.moments())?;
         Ok((tuned, seconds))

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SETTING = ["--motif", "10001011111000", "--hidden", "200", "--layers", "2", "--features", "1001111",
-           "--batch", "128", "--learning-rate", "0.004"]
+           "--batch", "64", "--learning-rate", "0.003"]
 METHODS = {
     "dpg-guided": ["--method", "dpg-off", "--proposal", "guided"],
     "dpg-base": ["--method", "dpg-off", "--proposal", "base"],

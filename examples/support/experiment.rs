@@ -21,6 +21,7 @@ use ebm_dpg::{Error, Result};
 use super::options::{self, Common, Init, Method, Moments, Proposal, Swap};
 use super::plot::{Chart, Panel, Reference, Series, draw};
 use super::progress::Progress;
+use super::records::Records;
 use super::report::Output;
 use super::say;
 
@@ -184,7 +185,7 @@ fn tune_options(common: &Common, updates: usize) -> TuneOptions {
 }
 
 /// Tunes the policy by so many updates a batch of draws; the cache makes each draw serve as often. `validation` judges
-/// the swap by cross-entropy. Returns the seconds, too.
+/// the swap by cross-entropy. Returns the seconds, too. tuning.jsonl receives every evaluation as it is made.
 pub fn tune_policy<B: LstmBackend, R: Sampler<B>>(
     backend: &B,
     common: &Common,
@@ -192,8 +193,10 @@ pub fn tune_policy<B: LstmBackend, R: Sampler<B>>(
     target: &mut Target<'_, B, R>,
     policy: &mut B::Lstm,
     validation: Option<&Batch<B>>,
+    output: &mut Output,
 ) -> Result<(Tuned, f64)> {
     let options = tune_options(common, updates);
+    let mut records = Records::create(output.file("tuning.jsonl"))?;
     let mut progress = Progress::start("policy π", options.samples as u64, "draws");
     let mut note = String::new();
     let data = TuneData { held_out: validation, extra: None };
@@ -201,10 +204,12 @@ pub fn tune_policy<B: LstmBackend, R: Sampler<B>>(
         if let Some(record) = now.record {
             let kl = record.kl.map_or("KL unknown".into(), |kl| format!("KL(p‖π) {:.3}", kl.value));
             note = format!("{kl}, {} swaps", record.swaps);
+            records.push(record);
         }
         progress.set(now.samples as u64, &note);
     })?;
     let seconds = progress.finish(&note);
+    records.finish()?;
     Ok((tuned, seconds))
 }
 

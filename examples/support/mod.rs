@@ -12,6 +12,7 @@ pub mod experiment;
 pub mod options;
 pub mod plot;
 pub mod progress;
+pub mod records;
 pub mod report;
 
 /// The work of an example, wherever it is done.
