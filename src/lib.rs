@@ -78,7 +78,8 @@
 //!
 //! **Weights and estimates.** [`weights`](mod@weights) turns log P and log q into estimates of log Z, KL, TV and moments,
 //! each with a standard error, and says when not to trust them. **Exact truth**: [`exact`] answers the same questions by
-//! dynamic programming where the base is a Markov chain, which is how all of this is tested.
+//! dynamic programming where the base is a Markov chain, which is how all of this is tested. **Samples of p itself**, by
+//! rejection, resampling, Metropolis–Hastings or sequential Monte Carlo: [`samplers`].
 //!
 //! # Contracts
 //!
@@ -149,6 +150,8 @@ pub mod weights;
 pub mod adam;
 pub mod gradient;
 pub mod tune;
+
+pub mod samplers;
 
 #[cfg(feature = "cuda")]
 pub use cudarc;

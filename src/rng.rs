@@ -26,6 +26,8 @@ pub enum Purpose {
     Accept = 8,
     /// A user's own draws.
     User = 9,
+    /// Which of the weighted samples live on.
+    Resample = 10,
 }
 
 /// Where a batch of sequences takes its uniforms from: sequence `i` of the batch uses the counter
@@ -55,6 +57,13 @@ impl Draw {
     #[inline]
     pub fn uniform(&self, index: u64, position: u32) -> f32 {
         to_unit(philox(self.seed, self.first + index, position, self.purpose as u32)[0])
+    }
+
+    /// A uniform of 53 bits in [0, 1), a multiple of 2⁻⁵³: for decisions of probabilities below 2⁻²⁴.
+    #[inline]
+    pub fn fine_uniform(&self, index: u64, position: u32, lane: u32) -> f64 {
+        let [high, low, ..] = self.words(index, position, lane);
+        ((u64::from(high) << 32 | u64::from(low)) >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// Four independent words for (sequence `first + index`, `position`); `lane` below 2²⁴ separates further draws.

@@ -16,11 +16,14 @@ mod likelihood;
 mod logits;
 mod lstm;
 mod markov;
+mod steps;
 
 pub use likelihood::{Likelihood, LikelihoodOptions, LikelihoodProgress, fit_likelihood};
 pub use logits::{Logits, Prefixes};
+pub use lstm::LstmPrefixes;
 pub use lstm::{GpuLstm, Lstm, LstmBackend, LstmShape, Precision};
 pub use markov::Markov;
+pub use steps::{MarkovPrefixes, Stepper};
 
 /// A model that gives the log-probability of given sequences.
 pub trait Scorer<B: Backend> {

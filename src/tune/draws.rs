@@ -3,7 +3,7 @@
 use super::Target;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::models::{Policy, Sampler};
+use crate::models::Sampler;
 use crate::rng::Draw;
 use crate::tokens::{Batch, Space};
 use crate::weights::Estimate;
@@ -73,7 +73,7 @@ impl<B: Backend> Draws<B> {
     ///
     /// # Errors
     /// A guided source without a guide, a policy source without a policy, NaN in log P.
-    pub fn fill<R: Sampler<B>, P: Policy<B>>(
+    pub fn fill<R: Sampler<B>, P: Sampler<B>>(
         &mut self,
         backend: &B,
         target: &mut Target<'_, B, R>,

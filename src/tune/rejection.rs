@@ -29,10 +29,11 @@ impl Rejection {
     /// what the draws were made from.
     pub fn accept<B: Backend>(&mut self, draws: &Draws<B>, draw: Draw, pool: &mut Pool<B>, accepted: &mut Vec<u32>) {
         self.raise(&draws.host_log_w, pool);
+        // Lane 0 belongs to the fit's rejection.
         let coin = Draw { purpose: Purpose::Accept, ..draw };
         let is_accepted = |row: &u32| {
             let log_w = draws.host_log_w[*row as usize];
-            uniform(&coin, u64::from(*row), 0, 1) < (log_w - self.log_bound).exp()
+            coin.fine_uniform(u64::from(*row), 0, 1) < (log_w - self.log_bound).exp()
         };
         accepted.clear();
         accepted.extend((0..draws.rows() as u32).filter(is_accepted));
@@ -45,7 +46,7 @@ impl Rejection {
         }
         self.raises += 1;
         let coin = Draw::new(self.seed, Purpose::Accept);
-        pool.thin(self.log_bound - largest, |slot| uniform(&coin, slot as u64, self.raises, 2));
+        pool.thin(self.log_bound - largest, |slot| coin.fine_uniform(slot as u64, self.raises, 2));
         self.log_bound = largest;
     }
 
@@ -59,10 +60,4 @@ impl Rejection {
             )
         })
     }
-}
-
-/// A uniform of 53 bits in [0, 1). Lane 0 belongs to the fit's rejection.
-fn uniform(draw: &Draw, index: u64, position: u32, lane: u32) -> f64 {
-    let [high, low, ..] = draw.words(index, position, lane);
-    ((u64::from(high) << 32 | u64::from(low)) >> 11) as f64 / (1u64 << 53) as f64
 }

@@ -30,9 +30,11 @@ mod gradient;
 mod head;
 mod layout;
 mod network;
+mod steps;
 mod workspace;
 
 pub use gpu::{GpuLstm, Precision};
+pub use steps::LstmPrefixes;
 
 /// Rows of a chunk for a batch of `rows`: enough chunks to go round, none too small for the products. A function of the
 /// batch alone, so that the order of sums does not depend on the machine.
