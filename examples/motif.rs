@@ -16,6 +16,7 @@ use ebm_dpg::weights::Estimate;
 
 mod support;
 use support::Experiment;
+use support::estimate::Plan;
 use support::experiment as phase;
 use support::options::{self, Init, Mode, Motif, Options};
 use support::report::{CrossEntropies, Features, Frequencies, MomentTable, Output, Report, Seconds};
@@ -35,6 +36,19 @@ fn main() -> ExitCode {
 }
 
 impl Experiment for Motif {
+    fn plan(&self) -> Result<Plan> {
+        let (common, likelihood) = (&self.common, likelihood(self.data_size));
+        let trains = common.base.is_none() && (self.target == options::Target::Ebm || common.init == Init::Base);
+        Ok(Plan {
+            space: Process::space(common.length)?,
+            data: self.data_size,
+            base: if trains { self.data_size * likelihood.epochs } else { 0 },
+            fit: if self.target == options::Target::Ebm { common.bounded(FIT_SAMPLES) } else { 0 },
+            updates: UPDATES,
+            test: common.bounded(TEST),
+        })
+    }
+
     fn run<B: LstmBackend>(&self, backend: &B) -> Result<()> {
         let (started, common) = (Instant::now(), &self.common);
         let motif: Vec<Token> = self.motif.bytes().map(|bit| Token::from(bit - b'0')).collect();
@@ -156,7 +170,8 @@ impl<B: LstmBackend> Run<'_, B> {
         let Run { backend, job: Job { options, process, .. }, data, .. } = self;
         let common = &options.common;
         let held_out = Some(&data.validation);
-        let (tuned, tuning) = phase::tune_policy(backend, common, UPDATES, &mut target, &mut policy, held_out, output)?;
+        let (tuned, tuning) =
+            phase::tune_policy(backend, common, UPDATES, &mut target, &mut policy, held_out, self.names, output)?;
         seconds.tune = tuning;
         policy.save(&output.file("policy.safetensors"))?;
         phase::draw_tuning(output, &tuned, self.names, &self.data_moments)?;

@@ -19,6 +19,7 @@ use ebm_dpg::{Error, Result};
 
 mod support;
 use support::Experiment;
+use support::estimate::Plan;
 use support::experiment::{self as phase, Fitted};
 use support::options::{Options, Swap, Text, Want};
 use support::report::{CrossEntropies, Features, Frequencies, MomentTable, Output, Report, Seconds};
@@ -47,6 +48,20 @@ fn main() -> ExitCode {
 }
 
 impl Experiment for Text {
+    fn plan(&self) -> Result<Plan> {
+        let lines = Corpus::read(self)?.lines;
+        let rows = lines.train.rows;
+        let trains = self.common.base.is_none();
+        Ok(Plan {
+            space: lines.train.space,
+            data: rows,
+            base: if trains { rows * likelihood(rows).epochs } else { 0 },
+            fit: self.common.bounded(FIT_SAMPLES),
+            updates: UPDATES,
+            test: lines.test.rows,
+        })
+    }
+
     fn run<B: LstmBackend>(&self, backend: &B) -> Result<()> {
         let (started, common) = (Instant::now(), &self.common);
         let corpus = Corpus::read(self)?;
@@ -201,8 +216,9 @@ impl<B: LstmBackend> Run<'_, B> {
         // The lines do not have the wanted moments, so nothing is distilled from them.
         let held_out = (common.swap == Swap::Ce).then_some(&self.data.validation);
         let mut target = self.fit.target(&mut self.base, &self.table);
+        let (names, backend) = (self.options.patterns(), self.backend);
         let (tuned, seconds) =
-            phase::tune_policy(self.backend, common, UPDATES, &mut target, &mut self.policy, held_out, output)?;
+            phase::tune_policy(backend, common, UPDATES, &mut target, &mut self.policy, held_out, &names, output)?;
         self.policy.save(&output.file("policy.safetensors"))?;
         phase::draw_tuning(output, &tuned, &self.options.patterns(), &self.options.moments())?;
         Ok((tuned, seconds))

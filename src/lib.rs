@@ -151,6 +151,7 @@ pub mod adam;
 pub mod gradient;
 pub mod tune;
 
+pub mod observe;
 pub mod samplers;
 
 #[cfg(feature = "cuda")]

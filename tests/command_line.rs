@@ -213,3 +213,84 @@ fn help_is_no_error() {
         assert!(String::from_utf8_lossy(&output.stdout).contains("--learning-rate"));
     }
 }
+
+/// Runs with `--config` on a file of this text.
+fn refused_config(name: &str, text: &str, more: &[&str], status: i32) -> String {
+    let room = tempfile::tempdir().expect("a temporary directory");
+    let file = room.path().join("run.toml");
+    std::fs::write(&file, text).expect("a file");
+    let words = [&["--config", file.to_str().expect("UTF-8")], more].concat();
+    let line = refused(name, &words, status);
+    assert!(line.contains("run.toml"), "{line}");
+    line
+}
+
+#[test]
+fn config_files_name_the_line_that_is_wrong() {
+    let cases = [
+        ("seed = 1\n\nsamplse = 5\n", "line 3", "expected an option of --help as a key, got samplse"),
+        ("# a comment\nsamples = \"many\"\n", "line 2", "--samples: expected a count of 1 or more, got many"),
+        ("samples = \"64\"\n", "line 1", "samples: expected a number, got a string"),
+        ("motif = 101\n", "line 1", "motif: expected a string, got a number"),
+        ("hidden = true\n", "line 1", "--hidden: expected a count"),
+        ("hidden = 0\n", "line 1", "got 0"),
+        ("hidden = -3\n", "line 1", "got -3"),
+        ("learning-rate = nan\n", "line 1", "positive finite"),
+        ("baseline = 3\n", "line 1", "--baseline"),
+        ("seed = [1, 2]\n", "line 1", "--seed: expected once, got twice"),
+        ("seed = 1\nseed = 2\n", "line 2", "expected TOML"),
+        ("[tune]\nsamples = 5\n", "line 1", "got a table"),
+        ("config = \"other.toml\"\n", "line 1", "other than config itself"),
+        ("seed = \n", "line 1", "expected TOML"),
+        ("method = \"ppo\"\n", "line 1", "expected one of"),
+        ("seed = 1979-05-27\n", "line 1", "got a date"),
+    ];
+    for (text, line, reason) in cases {
+        let said = refused_config("motif", text, &[], 2);
+        assert!(said.contains(line) && said.contains(reason), "{text:?}: {said}");
+    }
+    let said = refused_config("text", "want = [\"ing=.5\", \"ing\"]\n", &[], 2);
+    assert!(said.contains("line 1: --want: expected PATTERN=MOMENT"), "{said}");
+    let none = refused("motif", &["--config", "no-such.toml"], 2);
+    assert!(none.contains("no-such.toml") && none.contains("can be read"), "{none}");
+}
+
+#[test]
+fn a_config_file_says_what_the_command_line_would_and_the_command_line_beats_it() {
+    let room = tempfile::tempdir().expect("a temporary directory");
+    let file = room.path().join("run.toml");
+    let text = "hidden = 4\nlayers = 1\nlength = 6\ndata-size = 50\nsamples = 64\nbatch = 32\nmotif = \"101\"\nseed = 7\nbaseline = true\n";
+    std::fs::write(&file, text).expect("a file");
+    let report = |words: &[&str], name: &str| {
+        let out = room.path().join(name);
+        let made = run("motif", words, &out);
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let report = std::fs::read_to_string(out.join("report.json")).expect("a report");
+        report.split("\"seconds\"").next().expect("seconds come last").to_string()
+    };
+    let config = ["--config", file.to_str().expect("UTF-8"), "--seed", "9"];
+    let small =
+        "--hidden 4 --layers 1 --length 6 --data-size 50 --samples 64 --batch 32 --motif 101 --baseline --seed 9";
+    let (by_file, by_words) = (report(&config, "a"), report(&small.split(' ').collect::<Vec<_>>(), "b"));
+    assert!(by_file.contains("\"seed\": 9") && by_file.contains("\"baseline\": true"), "{by_file}");
+    assert_eq!(by_file, by_words);
+    // The run leaves its records, one line each, and its events.
+    let files = |name: &str| std::fs::read_dir(room.path().join(name)).expect("a directory").count();
+    let records = std::fs::read_to_string(room.path().join("a/tuning.jsonl")).expect("records");
+    assert!(records.lines().count() > 0 && records.lines().all(|line| line.starts_with("{\"seconds\":")));
+    assert_eq!(files("a"), files("b"));
+}
+
+#[test]
+fn dry_runs_estimate_and_leave_nothing() {
+    for name in ["motif", "text"] {
+        let room = tempfile::tempdir().expect("a temporary directory");
+        let out = room.path().join("out");
+        let output = run(name, &["--dry-run", "--hidden", "8", "--batch", "32"], &out);
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        assert!(output.status.success() && !out.exists(), "{text}");
+        for what in ["memory, at most", "--hidden, --layers", "policy π", "judgement", "all of them"] {
+            assert!(text.contains(what), "{text}");
+        }
+    }
+}

@@ -335,7 +335,8 @@ fn every_scheme_is_unbiased_and_none_picks_the_dead() {
 #[test]
 fn sequential_z_is_unbiased_with_and_without_a_guide() {
     let world = world();
-    for (guide, particles, threshold) in [(Some(&world.rough), 12, 0.99), (None, 40, 0.5), (Some(&world.rough), 30, 0.0)]
+    for (guide, particles, threshold) in
+        [(Some(&world.rough), 12, 0.99), (None, 40, 0.5), (Some(&world.rough), 30, 0.0)]
     {
         let mut resamplings = 0;
         let z = |seed: u64| {

@@ -11,6 +11,7 @@ use ebm_dpg::fit::{self, FitOptions, NewtonOptions, SgdOptions, Solver, Targets}
 use ebm_dpg::models::{
     Likelihood, LikelihoodOptions, Lstm, LstmBackend, LstmShape, Policy, Sampler, Scorer, fit_likelihood,
 };
+use ebm_dpg::observe::{Alarms, JsonLines, Observer, TensorBoard};
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space};
@@ -21,12 +22,11 @@ use ebm_dpg::{Error, Result};
 use super::options::{self, Common, Init, Method, Moments, Proposal, Swap};
 use super::plot::{Chart, Panel, Reference, Series, draw};
 use super::progress::Progress;
-use super::records::Records;
 use super::report::Output;
 use super::say;
 
 /// Sequences that judge at the end.
-const JUDGED: usize = 10_000;
+pub const JUDGED: usize = 10_000;
 
 /// A trained or loaded base, and how long its training took.
 pub struct Base<B: LstmBackend> {
@@ -185,7 +185,8 @@ fn tune_options(common: &Common, updates: usize) -> TuneOptions {
 }
 
 /// Tunes the policy by so many updates a batch of draws; the cache makes each draw serve as often. `validation` judges
-/// the swap by cross-entropy. Returns the seconds, too. tuning.jsonl receives every evaluation as it is made.
+/// the swap by cross-entropy. Returns the seconds, too. tuning.jsonl and an event file for TensorBoard receive every
+/// evaluation as it is made.
 pub fn tune_policy<B: LstmBackend, R: Sampler<B>>(
     backend: &B,
     common: &Common,
@@ -193,10 +194,13 @@ pub fn tune_policy<B: LstmBackend, R: Sampler<B>>(
     target: &mut Target<'_, B, R>,
     policy: &mut B::Lstm,
     validation: Option<&Batch<B>>,
+    names: &[String],
     output: &mut Output,
 ) -> Result<(Tuned, f64)> {
     let options = tune_options(common, updates);
-    let mut records = Records::create(output.file("tuning.jsonl"))?;
+    let (mut records, mut board) =
+        (JsonLines::create(&output.file("tuning.jsonl"))?, TensorBoard::create(output.directory(), names)?);
+    let (started, mut alarms, mut failed) = (Instant::now(), Alarms::new(), None);
     let mut progress = Progress::start("policy π", options.samples as u64, "draws");
     let mut note = String::new();
     let data = TuneData { held_out: validation, extra: None };
@@ -204,13 +208,17 @@ pub fn tune_policy<B: LstmBackend, R: Sampler<B>>(
         if let Some(record) = now.record {
             let kl = record.kl.map_or("KL unknown".into(), |kl| format!("KL(p‖π) {:.3}", kl.value));
             note = format!("{kl}, {} swaps", record.swaps);
-            records.push(record);
+            let seconds = started.elapsed().as_secs_f64();
+            let observers: [&mut dyn Observer; 3] = [&mut records, &mut board, &mut alarms];
+            // A disk that is full is no reason to lose the run: it is told at the end.
+            let error = observers.into_iter().find_map(|observer| observer.record(seconds, record).err());
+            failed = failed.take().or(error);
+            alarms.take().iter().for_each(|alarm| progress.say(&format!("alarm: {alarm}")));
         }
         progress.set(now.samples as u64, &note);
     })?;
     let seconds = progress.finish(&note);
-    records.finish()?;
-    Ok((tuned, seconds))
+    failed.map_or(Ok((tuned, seconds)), Err)
 }
 
 /// The final judgement: from the guided proposal where there is one, else from π itself.

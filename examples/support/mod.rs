@@ -8,11 +8,12 @@ use ebm_dpg::backend::Opened;
 use ebm_dpg::models::LstmBackend;
 use ebm_dpg::{Error, Result};
 
+pub mod config;
+pub mod estimate;
 pub mod experiment;
 pub mod options;
 pub mod plot;
 pub mod progress;
-pub mod records;
 pub mod report;
 
 /// The work of an example, wherever it is done.
@@ -22,6 +23,12 @@ pub trait Experiment: options::Options {
     /// # Errors
     /// Whatever went wrong first.
     fn run<B: LstmBackend>(&self, backend: &B) -> Result<()>;
+
+    /// How much work that is.
+    ///
+    /// # Errors
+    /// Input that cannot be read.
+    fn plan(&self) -> Result<estimate::Plan>;
 }
 
 /// A whole example: options, work on their device, exit status. Bad options exit with 2 before anything is written, failed work with 1;
@@ -36,11 +43,20 @@ pub fn run<E: Experiment>() -> ExitCode {
         }
     };
     exit(match device {
-        Opened::Cpu(cpu) => options.run(&cpu),
+        Opened::Cpu(cpu) => work(&options, &cpu),
         #[cfg(feature = "cuda")]
-        Opened::Cuda(gpu) => options.run(&gpu),
+        Opened::Cuda(gpu) => work(&options, &gpu),
         other => Err(Error::argument("--device", "cpu or cuda:N", format!("{other:?}"))),
     })
+}
+
+/// The run, or what it would take.
+fn work<E: Experiment, B: LstmBackend>(options: &E, backend: &B) -> Result<()> {
+    if options.common().dry_run {
+        print(&estimate::estimate(backend, options.common(), &options.plan()?)?)
+    } else {
+        options.run(backend)
+    }
 }
 
 fn exit(result: Result<()>) -> ExitCode {

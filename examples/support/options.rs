@@ -14,6 +14,8 @@ use ebm_dpg::tokens::Token;
 use ebm_dpg::{Error, Result};
 use serde::{Serialize, Serializer};
 
+use super::config;
+
 /// How the data of `motif` are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -237,6 +239,14 @@ pub struct Common {
     #[arg(long, value_name = "DIR")]
     #[serde(skip)]
     pub out: PathBuf,
+    /// A TOML file of options, named as here without the dashes; the command line beats it
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Print what memory and time the run would take, and end
+    #[arg(long)]
+    #[serde(skip)]
+    pub dry_run: bool,
 }
 
 /// The papers' experiment: binary strings that contain a motif.
@@ -308,6 +318,9 @@ pub trait Options: Parser + Serialize {
     /// The defaults that differ between the examples, by option.
     const DEFAULTS: &[(&str, &str)];
 
+    /// What both examples have.
+    fn common(&self) -> &Common;
+
     /// Refuses what no single option shows to be wrong, then opens the device and notes which it is.
     ///
     /// # Errors
@@ -321,6 +334,7 @@ pub trait Options: Parser + Serialize {
         let command = Self::DEFAULTS.iter().fold(Self::command(), |command, &(name, value)| {
             command.mut_arg(name, |option| option.required(false).default_value(value))
         });
+        let words = config::expand::<Self>(words.into_iter().map(Into::into).collect(), &command)?;
         let mut options = command.try_get_matches_from(words).and_then(|matches| Self::from_arg_matches(&matches))?;
         let device = options.open().map_err(|error| Stop::Bad(error.to_string()))?;
         Ok((options, device))
@@ -347,6 +361,10 @@ impl Options for Motif {
         ("samples", "60000"),
         ("out", "out/motif"),
     ];
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
 
     fn open(&mut self) -> Result<Opened> {
         if self.motif.len() > self.common.length as usize {
@@ -387,6 +405,10 @@ impl Options for Text {
         ("samples", "160000"),
         ("out", "out/text"),
     ];
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
 
     fn open(&mut self) -> Result<Opened> {
         let longest = self.common.length as usize;
@@ -445,7 +467,7 @@ impl Common {
     }
 
     /// Upper bounds of the bytes of a run, saturating, each with the options that make it.
-    fn bytes(&self, vocab: usize, data_size: usize) -> [(&'static str, u128); 4] {
+    pub fn bytes(&self, vocab: usize, data_size: usize) -> [(&'static str, u128); 4] {
         let product = |factors: &[usize]| factors.iter().fold(1u128, |all, &n| all.saturating_mul(n as u128));
         let (layers, hidden, steps) = (self.layers, self.hidden, self.length as usize + 1);
         // Input and recurrent weights of four gates a layer; V rows for the first layer's look-up and for the head.
@@ -466,13 +488,13 @@ impl Common {
     }
 }
 
-fn gigabytes(bytes: u128) -> String {
+pub fn gigabytes(bytes: u128) -> String {
     let gigabytes = bytes as f64 / 1e9;
     if gigabytes < 1e6 { format!("{gigabytes:.1} GB") } else { format!("{gigabytes:.1e} GB") }
 }
 
 /// Bytes that can be had now: the kernel's estimate and the container's limit where there are any.
-fn available_memory() -> u128 {
+pub fn available_memory() -> u128 {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let estimate = read("/proc/meminfo")
         .lines()
@@ -596,8 +618,12 @@ impl From<clap::Error> for Stop {
 
 /// "expected …, got …", in one line whatever was got.
 fn expected(what: impl Display, got: &str) -> String {
-    let got = if got.is_empty() { "nothing".into() } else { got.escape_debug().to_string() };
-    format!("expected {what}, got {got}")
+    format!("expected {what}, got {}", escaped(got))
+}
+
+/// A value in one line, whatever it is.
+pub fn escaped(value: &str) -> String {
+    if value.is_empty() { "nothing".into() } else { value.escape_debug().to_string() }
 }
 
 fn count(text: &str) -> std::result::Result<usize, String> {

@@ -53,6 +53,11 @@ impl Progress {
         }
     }
 
+    /// Says something beside the bar.
+    pub fn say(&self, line: &str) {
+        self.bar.suspend(|| say(line));
+    }
+
     /// Ends the phase, wherever it stands, and returns its seconds.
     pub fn finish(self, note: &str) -> f64 {
         let seconds = self.started.elapsed().as_secs_f64();

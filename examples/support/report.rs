@@ -113,6 +113,11 @@ impl Output {
         Ok(Output { directory: directory.into(), files: Vec::new() })
     }
 
+    /// Where the files go.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// The path of a file to write, which the table will list.
     pub fn file(&mut self, name: &str) -> PathBuf {
         let path = self.directory.join(name);

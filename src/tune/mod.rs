@@ -185,7 +185,7 @@ impl TuneOptions {
 }
 
 /// How things stand at one evaluation.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
 pub struct Record {
     /// Sequences drawn for training so far.
     pub samples: usize,

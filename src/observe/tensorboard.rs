@@ -1,0 +1,133 @@
+//! Event files as TensorBoard reads them: records of the TFRecord format, each a protocol-buffer `Event`.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::Observer;
+use crate::error::{Error, Result};
+use crate::tune::Record;
+
+/// Scalars of each evaluation for TensorBoard, over the draws made so far: `loss`, `kl/policy`, `kl/proposal`, `ess`,
+/// `log_z`, `swaps` and `moments/NAME`. What is unknown at an evaluation has no point there.
+///
+/// `tensorboard --logdir DIRECTORY` shows the directory and those below it, one run each.
+#[derive(Debug)]
+pub struct TensorBoard {
+    path: PathBuf,
+    file: File,
+    /// Tags of the moments, one a feature.
+    moments: Vec<String>,
+    /// The time that `seconds` count from.
+    began: f64,
+}
+
+impl TensorBoard {
+    /// Starts an event file in `directory`, which must exist, for features of these names.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn create(directory: &Path, features: &[String]) -> Result<Self> {
+        let began = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64());
+        // TensorBoard knows event files by this part of their names.
+        let path = directory.join(format!("events.out.tfevents.{:010}.ebm-dpg", began as u64));
+        let file = File::create(&path).map_err(|error| Error::file(&path, error))?;
+        let moments = features.iter().map(|name| format!("moments/{name}")).collect();
+        let mut board = TensorBoard { path, file, moments, began };
+        // Event.file_version, field 3.
+        board.write(&[time(began), bytes(3, b"brain.Event:2")].concat())?;
+        Ok(board)
+    }
+
+    /// Where the events go.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// length, CRC of the length, data, CRC of the data.
+    fn write(&mut self, event: &[u8]) -> Result<()> {
+        let length = (event.len() as u64).to_le_bytes();
+        let record = [&length[..], &masked_crc(&length), event, &masked_crc(event)].concat();
+        self.file.write_all(&record).map_err(|error| Error::file(&self.path, error))
+    }
+}
+
+impl Observer for TensorBoard {
+    fn record(&mut self, seconds: f64, record: &Record) -> Result<()> {
+        let kl = |kl: Option<crate::weights::Estimate>| kl.map_or(f64::NAN, |kl| kl.value);
+        let named = [
+            ("loss", record.loss),
+            ("kl/policy", kl(record.kl)),
+            ("kl/proposal", kl(record.kl_proposal)),
+            ("ess", record.ess),
+            ("log_z", record.log_z),
+            ("swaps", record.swaps as f64),
+        ];
+        let moments = self.moments.iter().zip(&record.moments).map(|(tag, moment)| (tag.as_str(), moment.value));
+        let scalars = named.into_iter().chain(moments).filter(|(_, value)| !value.is_nan());
+        let summary: Vec<u8> = scalars.flat_map(|(tag, value)| bytes(1, &scalar(tag, value as f32))).collect();
+        // Event.step is field 2, Event.summary field 5.
+        let step = [vec![2 << 3], varint(record.samples as u64)].concat();
+        self.write(&[time(self.began + seconds), step, bytes(5, &summary)].concat())
+    }
+}
+
+/// Event.wall_time: field 1, a double.
+fn time(seconds: f64) -> Vec<u8> {
+    [&[1 << 3 | 1], &seconds.to_le_bytes()[..]].concat()
+}
+
+/// Summary.Value: tag, field 1; simple_value, field 2, a float.
+fn scalar(tag: &str, value: f32) -> Vec<u8> {
+    [bytes(1, tag.as_bytes()), vec![2 << 3 | 5], value.to_le_bytes().to_vec()].concat()
+}
+
+/// A field of bytes: its number with wire type 2, their count, they.
+fn bytes(field: u8, content: &[u8]) -> Vec<u8> {
+    [vec![field << 3 | 2], varint(content.len() as u64), content.to_vec()].concat()
+}
+
+/// Seven bits a byte, the lowest first, the top bit set on all but the last.
+fn varint(mut value: u64) -> Vec<u8> {
+    let mut digits = Vec::new();
+    while value >= 0x80 {
+        digits.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    digits.push(value as u8);
+    digits
+}
+
+/// The CRC-32C of the data, rotated and offset as the TFRecord format wants it.
+fn masked_crc(data: &[u8]) -> [u8; 4] {
+    let crc = crc32c(data);
+    (crc.rotate_right(15).wrapping_add(0xa282_ead8)).to_le_bytes()
+}
+
+/// CRC-32C (Castagnoli), bit by bit: an event has some hundred bytes.
+fn crc32c(data: &[u8]) -> u32 {
+    const POLYNOMIAL: u32 = 0x82f6_3b78;
+    let step = |crc: u32, _| crc >> 1 ^ if crc & 1 == 1 { POLYNOMIAL } else { 0 };
+    !data.iter().fold(!0, |crc, &byte| (0..8).fold(crc ^ u32::from(byte), step))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The check value of the catalogue of CRCs, and RFC 3720, B.4: 32 bytes of zeros.
+    #[test]
+    fn crc32c_known_answers() {
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+        assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
+    }
+
+    #[test]
+    fn varints_of_one_byte_and_more() {
+        assert_eq!(varint(0), [0]);
+        assert_eq!(varint(127), [127]);
+        assert_eq!(varint(300), [0xac, 2]);
+        assert_eq!(varint(u64::MAX).len(), 10);
+    }
+}

@@ -1,0 +1,88 @@
+//! What observers leave behind, and what alarms them.
+
+use ebm_dpg::observe::{Alarms, JsonLines, Observer, TensorBoard};
+use ebm_dpg::tune::Record;
+use ebm_dpg::weights::Estimate;
+
+fn record(samples: usize) -> Record {
+    let kl = Some(Estimate { value: 0.25, standard_error: 0.01 });
+    Record { samples, updates: 3, loss: 0.5, kl, ess: 0.8, moments: vec![Estimate::exact(0.125)], ..Record::default() }
+}
+
+#[test]
+fn lines_of_json_have_null_for_what_is_unknown() {
+    let room = tempfile::tempdir().unwrap();
+    let path = room.path().join("tuning.jsonl");
+    let mut lines = JsonLines::create(&path).unwrap();
+    lines.record(1.5, &record(64)).unwrap();
+    lines.record(2.5, &Record { loss: f64::NAN, kl: None, ..record(128) }).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    assert_eq!((lines[0]["seconds"].as_f64(), lines[0]["samples"].as_u64()), (Some(1.5), Some(64)));
+    assert_eq!(lines[0]["kl"]["value"].as_f64(), Some(0.25));
+    assert!(lines[1]["loss"].is_null() && lines[1]["kl"].is_null());
+}
+
+/// The records of an event file: their lengths must lead from one to the next, to the end.
+fn events(file: &[u8]) -> Vec<&[u8]> {
+    let (mut rest, mut events) = (file, Vec::new());
+    while !rest.is_empty() {
+        let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
+        events.push(&rest[12..12 + length]);
+        rest = &rest[12 + length + 4..];
+    }
+    events
+}
+
+#[test]
+fn event_files_hold_a_version_and_an_event_a_record() {
+    let room = tempfile::tempdir().unwrap();
+    let mut board = TensorBoard::create(room.path(), &["motif".to_string()]).unwrap();
+    board.record(1.0, &record(300)).unwrap();
+    board.record(2.0, &Record { kl: None, loss: f64::NAN, ..record(600) }).unwrap();
+    let file = std::fs::read(board.path()).unwrap();
+    let events = events(&file);
+    assert_eq!(events.len(), 3);
+    let holds = |event: &[u8], text: &str| event.windows(text.len()).any(|part| part == text.as_bytes());
+    assert!(holds(events[0], "brain.Event:2"));
+    assert!(["loss", "kl/policy", "ess", "log_z", "swaps", "moments/motif"].iter().all(|tag| holds(events[1], tag)));
+    assert!(!holds(events[1], "kl/proposal") && !holds(events[2], "kl/policy") && !holds(events[2], "loss"));
+    // Step 300 is the varint ac 02 after the tag of field 2.
+    assert!(events[1].windows(3).any(|part| part == [16, 0xac, 2]));
+}
+
+#[test]
+fn files_that_cannot_be_made_or_grow_are_errors() {
+    let room = tempfile::tempdir().unwrap();
+    let nowhere = room.path().join("no such directory");
+    assert!(JsonLines::create(&nowhere.join("a")).unwrap_err().to_string().contains("no such directory"));
+    assert!(TensorBoard::create(&nowhere, &[]).is_err());
+    // The device that is always full.
+    let full = std::path::Path::new("/dev/full");
+    if full.exists() {
+        let error = JsonLines::create(full).unwrap().record(0.0, &record(1)).unwrap_err().to_string();
+        assert!(error.contains("/dev/full"), "{error}");
+    }
+}
+
+#[test]
+fn each_alarm_is_raised_once_and_says_when() {
+    let mut alarms = Alarms::new();
+    let mut raised = |record: Record| {
+        alarms.record(0.0, &record).unwrap();
+        alarms.take()
+    };
+    // A poor proposal at the start is no collapse.
+    assert!(raised(Record { kl: None, ess: 0.001, ..record(1) }).is_empty());
+    assert!(raised(record(2)).is_empty());
+    let collapse = raised(Record { kl: None, ess: 0.001, ..record(3) });
+    assert!(collapse.len() == 1 && collapse[0].starts_with("after 3 draws") && collapse[0].contains("collapsed"));
+    assert!(raised(Record { kl: None, ess: 0.001, ..record(4) }).is_empty());
+    let infinite = Some(Estimate { value: f64::INFINITY, standard_error: f64::INFINITY });
+    assert!(raised(Record { kl: infinite, ..record(5) })[0].contains("no longer draws"));
+    assert!(raised(Record { loss: f64::INFINITY, ..record(6) })[0].contains("π = 0"));
+    assert!(raised(Record { moments: vec![Estimate::exact(f64::NAN)], ..record(7) })[0].contains("not a number"));
+    // No update yet: the loss is NaN, and that is no alarm.
+    assert!(raised(Record { loss: f64::NAN, updates: 0, ..record(8) }).is_empty());
+}
