@@ -216,7 +216,7 @@ class Trainer:
         return (float(inside.mean()) + outside if share >= 100 else None), share / len(v)
 
     def run(self, emit):
-        o, pool, started = self.o, Pool(), time.perf_counter()
+        o, pool, started, cpu_started = self.o, Pool(), time.perf_counter(), time.process_time()
         adam = torch.optim.Adam([p for p in self.policy.parameters() if p.requires_grad], o.learning_rate)
         batches, updates = -(-o.samples // o.batch), 0
         for batch in range(batches):
@@ -235,9 +235,9 @@ class Trainer:
                 updates += 1
             if (batch + 1) * EVALUATIONS // batches > batch * EVALUATIONS // batches:
                 kl, ess = self.evaluate()
-                seconds = time.perf_counter() - started
+                seconds, cpu = time.perf_counter() - started, time.process_time() - cpu_started
                 kl = None if kl is None else {"value": kl}
-                emit({"seconds": seconds, "samples": (batch + 1) * o.batch, "updates": updates, "kl": kl,
+                emit({"seconds": seconds, "cpu_seconds": cpu, "samples": (batch + 1) * o.batch, "updates": updates, "kl": kl,
                       "ess": ess, "swaps": self.swaps})
 
 
