@@ -235,6 +235,18 @@ kernels! {
     LogProbBlockF16 = "log_prob_block_f16",
     /// `log_prob.cu`: log-probs, a block per row, bf16.
     LogProbBlockBf16 = "log_prob_block_bf16",
+    /// `log_prob.cu`: log-probs and entropies, a warp per row, f32.
+    EntropyWarpF32 = "entropy_warp_f32",
+    /// `log_prob.cu`: log-probs and entropies, a warp per row, f16.
+    EntropyWarpF16 = "entropy_warp_f16",
+    /// `log_prob.cu`: log-probs and entropies, a warp per row, bf16.
+    EntropyWarpBf16 = "entropy_warp_bf16",
+    /// `log_prob.cu`: log-probs and entropies, a block per row, f32.
+    EntropyBlockF32 = "entropy_block_f32",
+    /// `log_prob.cu`: log-probs and entropies, a block per row, f16.
+    EntropyBlockF16 = "entropy_block_f16",
+    /// `log_prob.cu`: log-probs and entropies, a block per row, bf16.
+    EntropyBlockBf16 = "entropy_block_bf16",
     /// `gradient.cu`: gradients, a warp per row, f32.
     GradientWarpF32 = "gradient_warp_f32",
     /// `gradient.cu`: gradients, a warp per row, f16.
