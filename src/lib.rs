@@ -148,6 +148,7 @@ pub mod weights;
 
 pub mod adam;
 pub mod gradient;
+pub mod linear;
 pub mod tune;
 
 #[cfg(feature = "cuda")]

@@ -45,14 +45,14 @@ pub enum Coefficient<'a, B: Memory> {
 
 impl<B: Memory> Coefficient<'_, B> {
     /// Number of sequences.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         match self {
             Coefficient::Given { weights } | Coefficient::Baseline { weights, .. } => B::view_len(weights),
             Coefficient::Divergence { log_p, .. } => B::view_len(log_p),
         }
     }
 
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         match self {
             Coefficient::Given { .. } => Ok(()),
             Coefficient::Baseline { weights, log_q, baseline } => {

@@ -12,6 +12,8 @@ use crate::error::{Error, Result, expect_len};
 
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+mod cublas;
 mod launcher;
 mod memory;
 mod status;
@@ -21,7 +23,7 @@ pub(super) use cuda::count as cuda_count;
 #[cfg(feature = "cuda")]
 pub use cuda::{Cuda, CudaLauncher};
 pub(crate) use launcher::arguments;
-pub use launcher::{Argument, Grid, Kernel, Launcher, Limits};
+pub use launcher::{Argument, Grid, Kernel, Launcher, Limits, Matrix, Product, Scalar};
 pub use memory::{GpuBuffer, GpuView, GpuViewMut};
 
 /// A GPU behind a [`Launcher`]. Clones share the device's status word.
