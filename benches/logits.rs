@@ -108,7 +108,8 @@ fn machine(criterion: &mut Criterion) {
 
 fn bench(criterion: &mut Criterion) {
     machine(criterion);
-    let shapes = [(1 << 20, 2), (65_536, 64), (16_384, 256), (512, 32_000), (256, 50_257), (128, 128_256), (64, 262_144)];
+    let shapes =
+        [(1 << 20, 2), (65_536, 64), (16_384, 256), (512, 32_000), (256, 50_257), (128, 128_256), (64, 262_144)];
     for shape in shapes {
         on(criterion, "cpu/f32", &Cpu, shape, |x| x);
         on(criterion, "cpu/bf16", &Cpu, shape, half::bf16::from_f32);

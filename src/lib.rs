@@ -136,6 +136,7 @@ pub mod tokens;
 pub mod data;
 pub mod log_prob;
 pub mod models;
+pub mod sampling;
 
 pub mod features;
 

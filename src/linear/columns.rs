@@ -62,9 +62,11 @@ impl Columns {
     ) -> Coefficient<'a, B> {
         match self.kind {
             Kind::Given => Coefficient::Given { weights: B::view(weights, sequences) },
-            Kind::Baseline(baseline) => {
-                Coefficient::Baseline { weights: B::view(weights, sequences), log_q: B::view(log_q, sequences), baseline }
-            }
+            Kind::Baseline(baseline) => Coefficient::Baseline {
+                weights: B::view(weights, sequences),
+                log_q: B::view(log_q, sequences),
+                baseline,
+            },
             Kind::Divergence(divergence) => Coefficient::Divergence {
                 divergence,
                 log_p: B::view(log_p, sequences),

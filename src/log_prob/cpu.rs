@@ -33,7 +33,7 @@ impl<'a> Softmax<'a> {
 
     /// exp(scale·x) = 2^(factor·x), above `lowest`.
     #[inline(always)]
-    fn exponent(&self) -> (f32, f32) {
+    pub(crate) fn exponent(&self) -> (f32, f32) {
         let factor = (f64::from(self.scale) * std::f64::consts::LOG2_E) as f32;
         (factor, -126.0 / factor)
     }

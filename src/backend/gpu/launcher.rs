@@ -324,6 +324,12 @@ kernels! {
     GradientSequencesBlockF16 = "gradient_sequences_block_f16",
     /// `gradient.cu`: gradients of whole sequences, a block per row, bf16.
     GradientSequencesBlockBf16 = "gradient_sequences_block_bf16",
+    /// `sampling.cu`: a token per row of f32 logits.
+    SampleF32 = "sample_f32",
+    /// `sampling.cu`: a token per row of f16 logits.
+    SampleF16 = "sample_f16",
+    /// `sampling.cu`: a token per row of bf16 logits.
+    SampleBf16 = "sample_bf16",
     /// `linear.cu`: rows gathered or scattered.
     MoveRows = "move_rows",
     /// `linear.cu`: f32 to f16.

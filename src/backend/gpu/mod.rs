@@ -11,9 +11,9 @@ use super::{Element, Memory};
 use crate::error::{Error, Result, expect_len};
 
 #[cfg(feature = "cuda")]
-mod cuda;
-#[cfg(feature = "cuda")]
 mod cublas;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod launcher;
 mod memory;
 mod status;
