@@ -1,5 +1,6 @@
 //! Log-probs of tokens from rows of logits, and their weighted gradient in place: the work of `peers/logits_torch.py`.
-//! Throughput is over the fewest bytes: the logits read once, for the gradient also written once.
+//! Throughput is over the fewest bytes: the logits read once, for the gradient also written once. Group `machine` is what
+//! bounds it: reading and rewriting as many bytes, and exponentials of logits that stay in the caches.
 
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use ebm_dpg::backend::{Backend, Cpu};
 use ebm_dpg::gradient::{GradientKernel, gradient};
 use ebm_dpg::log_prob::{LogProbKernel, Logit, log_prob};
 use ebm_dpg::rng::{Draw, Purpose};
+use rayon::prelude::*;
 
 /// What one shape's passes work in.
 struct Rows<B: Backend, T: Logit> {
@@ -64,6 +66,14 @@ impl<B: Backend + LogProbKernel + GradientKernel, T: Logit> Rows<B, T> {
     }
 }
 
+fn measure(criterion: &mut Criterion, group: &str, id: BenchmarkId, throughput: Throughput, mut work: impl FnMut()) {
+    let mut group = criterion.benchmark_group(group);
+    group.sampling_mode(SamplingMode::Flat).sample_size(10);
+    group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    group.throughput(throughput).bench_function(id, |bencher| bencher.iter(&mut work));
+    group.finish();
+}
+
 fn on<B: Backend + LogProbKernel + GradientKernel, T: Logit>(
     criterion: &mut Criterion,
     id: &str,
@@ -74,25 +84,40 @@ fn on<B: Backend + LogProbKernel + GradientKernel, T: Logit>(
     let mut rows = Rows::new(backend, count, vocab, narrow).expect("memory for the logits");
     let bytes = (count * vocab * size_of::<T>()) as u64;
     let id = || BenchmarkId::new(id, format!("{count}x{vocab}"));
-    let mut group = criterion.benchmark_group("log_prob");
-    group.sampling_mode(SamplingMode::Flat).sample_size(10).measurement_time(Duration::from_secs(3));
-    group.throughput(Throughput::Bytes(bytes));
-    group.bench_function(id(), |bencher| bencher.iter(|| rows.forward(backend)));
-    group.finish();
-    let mut group = criterion.benchmark_group("log_prob_gradient");
-    group.sampling_mode(SamplingMode::Flat).sample_size(10).measurement_time(Duration::from_secs(3));
-    group.throughput(Throughput::Bytes(2 * bytes));
-    group.bench_function(id(), |bencher| bencher.iter(|| rows.gradient(backend)));
-    group.finish();
+    measure(criterion, "log_prob", id(), Throughput::Bytes(bytes), || rows.forward(backend));
+    measure(criterion, "log_prob_gradient", id(), Throughput::Bytes(2 * bytes), || rows.gradient(backend));
+}
+
+/// The floor: bytes read and bytes rewritten by all threads, and exponentials of rows in the second-level cache.
+fn machine(criterion: &mut Criterion) {
+    let mut words: Vec<u64> = (0..8_208_384).collect();
+    let bytes = size_of_val(&words[..]) as u64;
+    let id = |what| BenchmarkId::new(what, bytes);
+    let sum = |words: &[u64]| words.iter().fold(0, |sum: u64, &word| sum.wrapping_add(word));
+    measure(criterion, "machine", id("read"), Throughput::Bytes(bytes), || {
+        std::hint::black_box(words.par_chunks(1 << 14).map(sum).reduce(|| 0, u64::wrapping_add));
+    });
+    measure(criterion, "machine", id("copy"), Throughput::Bytes(2 * bytes), || {
+        words.par_chunks_mut(1 << 14).for_each(|words| words.iter_mut().for_each(|word| *word ^= 1));
+    });
+    let mut rows = Rows::new(&Cpu, 64, 4096, |x| x).expect("memory for the logits");
+    measure(criterion, "machine", BenchmarkId::new("exp", 64 * 4096), Throughput::Elements(64 * 4096), || {
+        rows.forward(&Cpu);
+    });
 }
 
 fn bench(criterion: &mut Criterion) {
-    for shape in [(4096, 256), (128, 32_000), (128, 128_256)] {
+    machine(criterion);
+    let shapes =
+        [(1 << 20, 2), (65_536, 64), (16_384, 256), (512, 32_000), (256, 50_257), (128, 128_256), (64, 262_144)];
+    for shape in shapes {
         on(criterion, "cpu/f32", &Cpu, shape, |x| x);
+        on(criterion, "cpu/bf16", &Cpu, shape, half::bf16::from_f32);
     }
     #[cfg(feature = "cuda")]
     if let Ok(ebm_dpg::backend::Opened::Cuda(gpu)) = ebm_dpg::backend::Device::auto().open() {
-        for shape in [(1 << 20, 64), (65_536, 256), (8192, 32_000), (8192, 128_256)] {
+        let large = [(32_768, 32_000), (16_384, 50_257), (8192, 128_256), (4096, 262_144)];
+        for shape in [(1 << 24, 2), (1 << 20, 64), (1 << 20, 256)].into_iter().chain(large) {
             on(criterion, "cuda/f32", &gpu, shape, |x| x);
             on(criterion, "cuda/bf16", &gpu, shape, half::bf16::from_f32);
         }

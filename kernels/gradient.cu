@@ -2,8 +2,8 @@
 //
 // A row's packs are kept in shared memory between the sum and the gradient as far as they fit (`room` packs per team);
 // the rest is read again, from the L2 as a rule: a thread reads back only what it wrote itself, so nothing waits.
-// gradient_sequences_* work on all rows of one sequence per block, as the coefficient needs the log-prob of the whole:
-// w - baseline * exp(log pi - log q). Their second pass reads the logits again.
+// gradient_sequences_* work on all rows of one sequence per block, as the coefficient is a function of the log-prob of the
+// whole: a baseline or an f-divergence. Their second pass reads the logits again.
 #include "common/softmax.cuh"
 
 // Every logit of a row becomes value.
@@ -68,16 +68,17 @@ DEV_FN float row_gradient(const Softmax& softmax, uint64_t at, uint32_t token, f
   return float(log_prob);
 }
 
-// logits[rows, vocab] become gradients, log_probs[rows]; tokens and weights are [rows]. A row of weight 0 is not read.
+// logits[rows, vocab], `stride` values from row to row, become gradients, log_probs[rows]; tokens and weights are [rows]. A
+// row of weight 0 is not read.
 // Dynamic shared memory: `room` packs for each team. Any grid.
 template <typename Team, typename T>
-DEV_FN void gradients_of(T* logits, const uint32_t* tokens, const float* weights, uint64_t rows, Softmax softmax,
-                         uint32_t room, float* log_probs, unsigned long long* status) {
+DEV_FN void gradients_of(T* logits, const uint32_t* tokens, const float* weights, uint64_t rows, uint64_t stride,
+                         Softmax softmax, uint32_t room, float* log_probs, unsigned long long* status) {
   SHARED_DYN(uint4, memory);
   uint4* kept = memory + Team::index() * room;
   const uint64_t step = uint64_t(gridDim.x) * Team::teams();
   for (uint64_t at = uint64_t(blockIdx.x) * Team::teams() + Team::index(); at < rows; at += step) {
-    T* row = logits + at * softmax.vocab;
+    T* row = logits + at * stride;
     const float weight = weights[at];
     float log_prob = NAN;
     if (weight == 0) {
@@ -89,21 +90,56 @@ DEV_FN void gradients_of(T* logits, const uint32_t* tokens, const float* weights
   }
 }
 
-// What a sequence brings: its rows, weight and log q.
+// What a sequence brings: its rows, and the columns that the kind of its coefficient needs.
 struct Sequences {
   const uint64_t* offsets;
-  const float* weights;
-  const double* log_q;
   uint64_t count;
-  double baseline;
+  uint32_t kind;
+  double parameter;  // the baseline's factor, or alpha
+  const float* weights;
+  const double *log_p, *log_q;
 };
+
+// The coefficients of src/gradient/divergence.rs, in its order.
+enum Kind : uint32_t {
+  kGiven, kBaseline, kForwardKl, kReverseKl, kTotalVariation, kJensenShannon, kForwardChiSquare, kReverseChiSquare, kAlpha
+};
+DEV_FN bool is_bounded(uint32_t kind, double alpha) {
+  return kind != kReverseKl && kind != kReverseChiSquare && !(kind == kAlpha && alpha >= 1);
+}
+// Whether the coefficient is 0 whatever the log-prob.
+DEV_FN bool is_zero(const Sequences& given, uint64_t s) {
+  if (given.kind == kGiven) return given.weights[s] == 0;
+  return given.kind >= kForwardKl && given.log_p[s] == -INFINITY && is_bounded(given.kind, given.parameter);
+}
+DEV_FN double divergence_coefficient(uint32_t kind, double alpha, double log_pi, double log_p, double log_q) {
+  if (log_p == -INFINITY) return is_bounded(kind, alpha) ? 0.0 : double(NAN);
+  const double ratio = exp(log_pi - log_q), log_t = log_pi - log_p;
+  switch (kind) {
+    case kForwardKl: return exp(log_p - log_q);
+    case kReverseKl: return ratio == 0 ? 0.0 : -ratio * log_t;
+    case kTotalVariation: return log_t < 0 ? ratio : ratio * (log_t == 0 ? 0.5 : 0.0);
+    case kJensenShannon: return ratio == 0 ? 0.0 : 0.5 * ratio * (fmax(-log_t, 0.0) + log1p(exp(-fabs(log_t))));
+    case kForwardChiSquare: return exp(2 * log_p - log_pi - log_q);
+    case kReverseChiSquare: return -2 * exp(2 * log_pi - log_p - log_q);
+  }
+  const double power = exp(alpha * log_pi + (1 - alpha) * log_p - log_q);
+  return alpha < 1 ? power / (1 - alpha) : (ratio - power) / (alpha - 1);
+}
+DEV_FN double coefficient_of(const Sequences& given, uint64_t s, double log_pi) {
+  if (given.kind >= kForwardKl)
+    return divergence_coefficient(given.kind, given.parameter, log_pi, given.log_p[s], given.log_q[s]);
+  const double weight = double(given.weights[s]);
+  if (given.kind == kGiven || given.parameter == 0) return weight;
+  return weight - given.parameter * exp(log_pi - given.log_q[s]);
+}
 
 // First pass over the rows of a sequence: log-probs, and {max, 1 / total} per row.
 template <typename Team, typename T>
-DEV_FN void score_rows(const Softmax& softmax, const T* logits, const uint32_t* tokens, uint64_t begin, uint64_t end,
-                       float* log_probs, float2* normalisers, unsigned long long* status) {
+DEV_FN void score_rows(const Softmax& softmax, const T* logits, uint64_t stride, const uint32_t* tokens, uint64_t begin,
+                       uint64_t end, float* log_probs, float2* normalisers, unsigned long long* status) {
   for (uint64_t at = begin + Team::index(); at < end; at += Team::teams()) {
-    const T* row = logits + at * softmax.vocab;
+    const T* row = logits + at * stride;
     const Normaliser found = normaliser<Team>(softmax, row, [](uint32_t, uint4) {});
     if (Team::rank() != 0) continue;
     const uint32_t token = tokens[at];
@@ -113,35 +149,49 @@ DEV_FN void score_rows(const Softmax& softmax, const T* logits, const uint32_t* 
   }
 }
 
-// log_pi[s] and, in place of the logits of its rows, coefficient * scale * (onehot - softmax), where the coefficient is
-// weights[s] - baseline * exp(log_pi[s] - log_q[s]). normalisers is scratch memory, [rows]. A block per sequence.
+// The rows of a sequence become zeros or NaN.
 template <typename Team, typename T>
-DEV_FN void sequence_gradients(T* logits, const uint32_t* tokens, uint64_t rows, Softmax softmax, Sequences given,
-                               float* log_probs, float2* normalisers, double* log_pi, unsigned long long* status) {
+DEV_FN void fill_rows(T* logits, uint64_t stride, uint32_t vocab, uint64_t begin, uint64_t end, float value) {
+  for (uint64_t at = begin + Team::index(); at < end; at += Team::teams())
+    fill_row<Team>(logits + at * stride, vocab, value);
+}
+
+// log_pi[s] and, in place of the logits of its rows, coefficient * scale * (onehot - softmax) with the sequence's
+// coefficient; a sequence whose coefficient is known to be 0 is not read. normalisers is scratch memory, [rows]. A block
+// per sequence.
+template <typename Team, typename T>
+DEV_FN void sequence_gradients(T* logits, const uint32_t* tokens, uint64_t rows, uint64_t stride, Softmax softmax,
+                               Sequences given, float* log_probs, float2* normalisers, double* log_pi,
+                               unsigned long long* status) {
   for (uint64_t s = blockIdx.x; s < given.count; s += gridDim.x) {
     const uint64_t begin = given.offsets[s], end = given.offsets[s + 1];
-    if (begin > end || end > rows) {
-      if (threadIdx.x == 0) note_fault(status, s, kBadRow), log_pi[s] = NAN;
+    const bool good = begin <= end && end <= rows, zero = good && is_zero(given, s);
+    if (!good || zero) {
+      if (threadIdx.x == 0) log_pi[s] = zero && begin == end ? 0.0 : double(NAN);
+      if (threadIdx.x == 0 && !good) note_fault(status, s, kBadRow);
+      if (!zero) continue;
+      for (uint64_t at = begin + threadIdx.x; at < end; at += blockDim.x) log_probs[at] = NAN;
+      fill_rows<Team>(logits, stride, softmax.vocab, begin, end, 0.0f);
       continue;
     }
-    score_rows<Team>(softmax, logits, tokens, begin, end, log_probs, normalisers, status);
+    score_rows<Team>(softmax, logits, stride, tokens, begin, end, log_probs, normalisers, status);
     __syncthreads();
     double total = 0;  // by every warp, in the order of sequence_sums
     for (uint64_t at = begin + threadIdx.x % 32; at < end; at += 32) total += double(log_probs[at]);
     total = warp_sum(total);
-    const double pull = given.baseline == 0 ? 0 : given.baseline * exp(total - given.log_q[s]);
-    const double coefficient = (double(given.weights[s]) - pull) * double(softmax.scale);
+    const double coefficient = coefficient_of(given, s, total) * double(softmax.scale);
+    const bool finite = fabs(coefficient) <= double(FLT_MAX) && !isnan(total);
     if (threadIdx.x == 0) {
       log_pi[s] = total;
-      if (!isfinite(coefficient) && !isnan(total)) note_fault(status, s, kBadWeight);
+      if (!finite && !isnan(total)) note_fault(status, s, kBadWeight);
+    }
+    if (!finite || coefficient == 0) {
+      fill_rows<Team>(logits, stride, softmax.vocab, begin, end, finite ? 0.0f : NAN);
+      continue;
     }
     for (uint64_t at = begin + Team::index(); at < end; at += Team::teams()) {
-      T* row = logits + at * softmax.vocab;
+      T* row = logits + at * stride;
       const float2 found = normalisers[at];
-      if (!isfinite(coefficient) || isnan(total) || coefficient == 0) {
-        fill_row<Team>(row, softmax.vocab, coefficient == 0 && !isnan(total) ? 0.0f : NAN);
-        continue;
-      }
       const float at_token = float(-coefficient * expm1(double(log_probs[at])));
       const uint4* packs = reinterpret_cast<const uint4*>(row + layout(row, softmax.vocab).head);
       write_gradient<Team>(softmax, found.x, float(-coefficient) * found.y, tokens[at], at_token, row,
@@ -150,20 +200,22 @@ DEV_FN void sequence_gradients(T* logits, const uint32_t* tokens, uint64_t rows,
   }
 }
 
-#define GRADIENT(name, Team, T, threads)                                                                              \
-  extern "C" __global__ void __launch_bounds__(threads, 1024 / threads)                                               \
-  gradient_##name(T* logits, const uint32_t* tokens, const float* weights, uint64_t rows, uint32_t vocab, float scale, \
-                  const uint32_t* mask, uint32_t room, float* log_probs, unsigned long long* status) {                \
-    gradients_of<Team>(logits, tokens, weights, rows, Softmax{vocab, scale, mask}, room, log_probs, status);          \
-  }                                                                                                                   \
-  extern "C" __global__ void __launch_bounds__(threads, 1024 / threads)                                               \
-  gradient_sequences_##name(T* logits, const uint32_t* tokens, uint64_t rows, uint32_t vocab, float scale,            \
-                            const uint32_t* mask, const uint64_t* offsets, const float* weights, const double* log_q, \
-                            uint64_t sequences, double baseline, float* log_probs, float2* normalisers,               \
-                            double* log_pi, unsigned long long* status) {                                             \
-    sequence_gradients<Team>(logits, tokens, rows, Softmax{vocab, scale, mask},                                       \
-                             Sequences{offsets, weights, log_q, sequences, baseline}, log_probs, normalisers, log_pi, \
-                             status);                                                                                 \
+#define GRADIENT(name, Team, T, threads)                                                                               \
+  extern "C" __global__ void __launch_bounds__(threads, 1024 / threads)                                                \
+  gradient_##name(T* logits, const uint32_t* tokens, const float* weights, uint64_t rows, uint32_t vocab,              \
+                  uint64_t stride, float scale, const uint32_t* mask, uint32_t room, float* log_probs,                 \
+                  unsigned long long* status) {                                                                        \
+    gradients_of<Team>(logits, tokens, weights, rows, stride, Softmax{vocab, scale, mask}, room, log_probs, status);   \
+  }                                                                                                                    \
+  extern "C" __global__ void __launch_bounds__(threads, 1024 / threads)                                                \
+  gradient_sequences_##name(T* logits, const uint32_t* tokens, uint64_t rows, uint32_t vocab, uint64_t stride,         \
+                            float scale, const uint32_t* mask, const uint64_t* offsets, uint64_t sequences,            \
+                            uint32_t kind, double parameter, const float* weights, const double* log_p,                \
+                            const double* log_q, float* log_probs, float2* normalisers, double* log_pi,                \
+                            unsigned long long* status) {                                                              \
+    const Sequences given{offsets, sequences, kind, parameter, weights, log_p, log_q};                                 \
+    sequence_gradients<Team>(logits, tokens, rows, stride, Softmax{vocab, scale, mask}, given, log_probs, normalisers, \
+                             log_pi, status);                                                                          \
   }
 GRADIENT(warp_f32, WarpTeam, float, 256)
 GRADIENT(warp_f16, WarpTeam, __half, 256)

@@ -5,33 +5,40 @@
 // which the vocabulary alone decides.
 #include "common/softmax.cuh"
 
-// log_probs[rows] of tokens[rows] from logits[rows, vocab]. Any grid; a block has one team or several.
-template <typename Team, typename T>
-DEV_FN void log_probs_of(const T* logits, const uint32_t* tokens, uint64_t rows, Softmax softmax, float* log_probs,
-                         unsigned long long* status) {
+// log_probs[rows] of tokens[rows] from logits[rows, vocab], `stride` values from row to row, and entropies[rows]. Any grid;
+// a block has one team or several.
+template <typename Team, bool kEntropy, typename T>
+DEV_FN void log_probs_of(const T* logits, const uint32_t* tokens, uint64_t rows, uint64_t stride, Softmax softmax,
+                         float* log_probs, float* entropies, unsigned long long* status) {
   const uint64_t step = uint64_t(gridDim.x) * Team::teams();
   for (uint64_t at = uint64_t(blockIdx.x) * Team::teams() + Team::index(); at < rows; at += step) {
-    const T* row = logits + at * softmax.vocab;
-    const Normaliser found = normaliser<Team>(softmax, row, [](uint32_t, uint4) {});
+    const T* row = logits + at * stride;
+    const Normaliser found = normaliser<Team, kEntropy>(softmax, row, [](uint32_t, uint4) {});
     if (Team::rank() != 0) continue;
     const uint32_t token = tokens[at];
     const bool good = check_row(softmax, found, at, token, true, status);
     log_probs[at] = good ? float(log_prob_of(softmax, found, logit(softmax, row, token))) : NAN;
+    if (kEntropy) entropies[at] = good ? float(entropy_of(softmax, found)) : NAN;
   }
 }
 
-#define LOG_PROB(name, Team, T, threads)                                                                        \
-  extern "C" __global__ void __launch_bounds__(threads, 1024 / threads)                                         \
-  name(const T* logits, const uint32_t* tokens, uint64_t rows, uint32_t vocab, float scale, const uint32_t* mask, \
-       float* log_probs, unsigned long long* status) {                                                          \
-    log_probs_of<Team>(logits, tokens, rows, Softmax{vocab, scale, mask}, log_probs, status);                   \
+#define LOG_PROB(name, Team, T, threads)                                                                               \
+  extern "C" __global__ void __launch_bounds__(threads, 1024 / threads)                                                \
+  log_prob_##name(const T* logits, const uint32_t* tokens, uint64_t rows, uint32_t vocab, uint64_t stride, float scale, \
+                  const uint32_t* mask, float* log_probs, float* entropies, unsigned long long* status) {              \
+    log_probs_of<Team, false>(logits, tokens, rows, stride, Softmax{vocab, scale, mask}, log_probs, entropies, status); \
+  }                                                                                                                    \
+  extern "C" __global__ void __launch_bounds__(threads, 1024 / threads)                                                \
+  entropy_##name(const T* logits, const uint32_t* tokens, uint64_t rows, uint32_t vocab, uint64_t stride, float scale, \
+                 const uint32_t* mask, float* log_probs, float* entropies, unsigned long long* status) {               \
+    log_probs_of<Team, true>(logits, tokens, rows, stride, Softmax{vocab, scale, mask}, log_probs, entropies, status); \
   }
-LOG_PROB(log_prob_warp_f32, WarpTeam, float, 256)
-LOG_PROB(log_prob_warp_f16, WarpTeam, __half, 256)
-LOG_PROB(log_prob_warp_bf16, WarpTeam, __nv_bfloat16, 256)
-LOG_PROB(log_prob_block_f32, BlockTeam, float, 512)
-LOG_PROB(log_prob_block_f16, BlockTeam, __half, 512)
-LOG_PROB(log_prob_block_bf16, BlockTeam, __nv_bfloat16, 512)
+LOG_PROB(warp_f32, WarpTeam, float, 256)
+LOG_PROB(warp_f16, WarpTeam, __half, 256)
+LOG_PROB(warp_bf16, WarpTeam, __nv_bfloat16, 256)
+LOG_PROB(block_f32, BlockTeam, float, 512)
+LOG_PROB(block_f16, BlockTeam, __half, 512)
+LOG_PROB(block_bf16, BlockTeam, __nv_bfloat16, 512)
 
 // sums[s] = the sum of values[offsets[s] .. offsets[s + 1]], s < sequences, in double and in an order that depends on the
 // sequence alone: one warp per sequence. Offsets that fall or go beyond `rows` give NaN. Any grid, 256 threads.
@@ -57,4 +64,10 @@ EXPORT_KERNEL(log_prob_warp_bf16)
 EXPORT_KERNEL(log_prob_block_f32)
 EXPORT_KERNEL(log_prob_block_f16)
 EXPORT_KERNEL(log_prob_block_bf16)
+EXPORT_KERNEL(entropy_warp_f32)
+EXPORT_KERNEL(entropy_warp_f16)
+EXPORT_KERNEL(entropy_warp_bf16)
+EXPORT_KERNEL(entropy_block_f32)
+EXPORT_KERNEL(entropy_block_f16)
+EXPORT_KERNEL(entropy_block_bf16)
 EXPORT_KERNEL(sequence_sums)

@@ -137,6 +137,7 @@ pub mod tokens;
 pub mod data;
 pub mod log_prob;
 pub mod models;
+pub mod sampling;
 
 pub mod features;
 
@@ -149,6 +150,7 @@ pub mod weights;
 
 pub mod adam;
 pub mod gradient;
+pub mod linear;
 pub mod tune;
 
 pub mod observe;

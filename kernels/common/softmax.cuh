@@ -6,6 +6,8 @@
 // softmax is at most the logarithm of their number. Sums of a pack are made in float, all others in double, so that many
 // small terms beside a large one are not lost.
 #pragma once
+#include <cfloat>
+
 #include "common/reduce.cuh"
 #include "common/status.cuh"
 
@@ -111,43 +113,58 @@ template <typename Team, typename Load, typename Wide> DEV_FN void for_packs(uin
   for (; at < packs; at += step) wide(at, load(at));
 }
 
-// The sum of 2^((x - max) * c) over the logits so far.
-struct Online {
+// The sum of e = 2^((x - max) * c) over the logits so far and, for the entropy, of e * (x - max).
+template <bool kEntropy> struct Online {
   float max, c;
-  double sum;
-};
-template <int N> DEV_FN void push(Online& online, const float (&x)[N]) {
-  float high = x[0];
-#pragma unroll
-  for (int i = 1; i < N; i++) high = fmaxf(high, x[i]);
-  if (high > online.max) {
-    online.sum *= double(dev::exp2_approx((online.max - high) * online.c));
-    online.max = high;
+  double sum, product;
+  DEV_FN void rescale(Online& online, float to) {
+    const double factor = double(dev::exp2_approx((online.max - to) * online.c));
+    if (kEntropy && factor > 0) online.product = factor * (online.product + (double(online.max) - double(to)) * online.sum);
+    if (kEntropy && factor == 0) online.product *= 0.0;
+    online.sum *= factor;
+    online.max = to;
   }
-  const float shift = online.max == -INFINITY ? 0.0f : online.max;  // not NaN for -inf
-  float part[N];
-#pragma unroll
-  for (int i = 0; i < N; i++) part[i] = dev::exp2_approx((x[i] - shift) * online.c);
+};
+template <int N> DEV_FN void add_in_pairs(float (&part)[N]) {
 #pragma unroll
   for (int width = N / 2; width; width /= 2)
 #pragma unroll
     for (int i = 0; i < width; i++) part[i] += part[i + width];
+}
+template <bool kEntropy, int N> DEV_FN void push(Online<kEntropy>& online, const float (&x)[N]) {
+  float high = x[0];
+#pragma unroll
+  for (int i = 1; i < N; i++) high = fmaxf(high, x[i]);
+  if (high > online.max) Online<kEntropy>::rescale(online, high);
+  const float shift = online.max == -INFINITY ? 0.0f : online.max;  // not NaN for -inf
+  float part[N];
+#pragma unroll
+  for (int i = 0; i < N; i++) part[i] = dev::exp2_approx((x[i] - shift) * online.c);
+  if (kEntropy) {
+    float product[N];
+#pragma unroll
+    for (int i = 0; i < N; i++) product[i] = part[i] * fmaxf(x[i] - shift, -FLT_MAX);  // 0 for -inf
+    add_in_pairs(product);
+    online.product += double(product[0]);
+  }
+  add_in_pairs(part);
   online.sum += double(part[0]);
 }
 
-// A row's largest logit and the sum of its exponentials: NaN where a logit is NaN or +inf, 0 where all are -inf.
+// A row's largest logit and the sum of its exponentials: NaN where a logit is NaN or +inf, 0 where all are -inf; for the
+// entropy also the sum of each exponential times its logit less the largest.
 struct Normaliser {
   float max;
-  double total;
+  double total, product;
 };
 
 // One read of the row; keep(pack, raw) sees each pack. Valid in all threads of the team.
-template <typename Team, typename T, typename Keep>
+template <typename Team, bool kEntropy = false, typename T, typename Keep>
 DEV_FN Normaliser normaliser(const Softmax& softmax, const T* row, Keep keep) {
   constexpr uint32_t N = Pack<T>::kCount;
   const Layout at = layout(row, softmax.vocab);
   const uint4* packs = reinterpret_cast<const uint4*>(row + at.head);
-  Online online{-INFINITY, softmax.scale * kLog2e, 0.0};
+  Online<kEntropy> online{-INFINITY, softmax.scale * kLog2e, 0.0, 0.0};
   for_ends<Team>(at, softmax.vocab, N, [&](uint32_t token) {
     const float x[1] = {logit(softmax, row, token)};
     push(online, x);
@@ -163,13 +180,18 @@ DEV_FN Normaliser normaliser(const Softmax& softmax, const T* row, Keep keep) {
     push(online, x);
   });
   const float max = Team::max(online.max);
-  if (online.max > -INFINITY) online.sum *= double(dev::exp2_approx((online.max - max) * online.c));
-  return {max, Team::sum(online.sum)};
+  if (online.max > -INFINITY) Online<kEntropy>::rescale(online, max);
+  return {max, Team::sum(online.sum), kEntropy ? Team::sum(online.product) : 0.0};
 }
 
 // The log-prob of a token with logit x, never above 0.
 DEV_FN double log_prob_of(const Softmax& softmax, const Normaliser& row, float x) {
   return fmin((double(x) - double(row.max)) * double(softmax.scale) - log(row.total), 0.0);
+}
+
+// -sum p log p, from 0 up.
+DEV_FN double entropy_of(const Softmax& softmax, const Normaliser& row) {
+  return fmax(log(row.total) - double(softmax.scale) * row.product / row.total, 0.0);
 }
 
 // Whether the row has a softmax and the token is in it; notes the fault otherwise.

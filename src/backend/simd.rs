@@ -6,6 +6,8 @@
 
 use std::sync::OnceLock;
 
+use half::{bf16, f16};
+
 /// Lanes of the logical vector.
 pub const LANES: usize = 16;
 
@@ -15,7 +17,7 @@ pub enum Isa {
     /// AVX-512F.
     #[cfg(target_arch = "x86_64")]
     Avx512,
-    /// AVX2 and FMA.
+    /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// Plain Rust.
@@ -34,7 +36,8 @@ impl Isa {
         let mut all = vec![Isa::Scalar];
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // Every machine with AVX2 has F16C.
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
                 all.push(Isa::Avx2);
                 if is_x86_feature_detected!("avx512f") {
                     all.push(Isa::Avx512);
@@ -50,7 +53,7 @@ impl Isa {
 /// # Safety
 /// Methods of an implementation may only run on a machine that has its instruction set, inlined into a function with
 /// the matching `#[target_feature]`. Pointers given to `load` and `store` must be valid for 16 values; no alignment.
-pub(crate) trait Simd: Copy {
+pub trait Simd: Copy {
     /// Whether a row of four vectors fits a micro-kernel of six rows in registers.
     const WIDE: bool;
     unsafe fn splat(value: f32) -> Self;
@@ -68,6 +71,16 @@ pub(crate) trait Simd: Copy {
     unsafe fn scale(self, power: Self) -> Self;
     /// 0 where `test < limit`, else `self`.
     unsafe fn zero_below(self, test: Self, limit: Self) -> Self;
+    /// Lane i where bit i of `bits` is set, else `other`'s.
+    unsafe fn select(self, bits: u16, other: Self) -> Self;
+    /// Sixteen f16, exact.
+    unsafe fn load_f16(from: *const f16) -> Self;
+    /// The nearest f16.
+    unsafe fn store_f16(self, to: *mut f16);
+    /// Sixteen bf16, exact.
+    unsafe fn load_bf16(from: *const bf16) -> Self;
+    /// The nearest bf16, of lanes that are not NaN.
+    unsafe fn store_bf16(self, to: *mut bf16);
 
     /// Asks for the cache line at `at`, which need not be valid memory: a hint, never an access.
     #[inline(always)]
@@ -116,6 +129,27 @@ pub(crate) trait Simd: Copy {
             }
             let y = p.fma(r.mul(r), r.add(constant(1.0)));
             y.scale(n).zero_below(self, lowest)
+        }
+    }
+
+    /// 2^(self·factor) for products of 0 and below, to 2 ulp of the rounded `factor`: n = round(self·factor), and a
+    /// polynomial of degree 5 in what remains, which one fused multiply-add gives without the product's rounding.
+    /// Exactly 1 at 0; below `lowest`, which is −126/factor, it stays at 2⁻¹²⁶. A NaN comes through.
+    #[inline(always)]
+    unsafe fn exp2_product(self, factor: Self, lowest: Self) -> Self {
+        unsafe {
+            let constant = |value: f32| Self::splat(value);
+            let x = lowest.max(self);
+            // As in `exp`.
+            let magic = constant(12_582_912.0);
+            let n = x.fma(factor, magic).sub(magic);
+            let f = x.fma(factor, constant(0.0).sub(n));
+            // Minimax of (2^f − 1)/f on [−½, ½] in relative error of 2^f: 9.2e-8.
+            let mut p = constant(1.326_472_7e-3);
+            for coefficient in [9.671_513e-3, 5.550_733_6e-2, 2.402_224_2e-1, 6.931_47e-1, 1.0] {
+                p = p.fma(f, constant(coefficient));
+            }
+            p.scale(n)
         }
     }
 
@@ -193,11 +227,32 @@ impl Simd for Scalar {
     }
     #[inline(always)]
     unsafe fn scale(self, power: Self) -> Self {
-        self.zip(power, |x, n| x * f32::from_bits(((n as i32 + 127) as u32) << 23))
+        self.zip(power, |x, n| x * f32::from_bits(((n as i32).wrapping_add(127) as u32) << 23))
     }
     #[inline(always)]
     unsafe fn zero_below(self, test: Self, limit: Self) -> Self {
         Scalar(std::array::from_fn(|lane| if test.0[lane] < limit.0[lane] { 0.0 } else { self.0[lane] }))
+    }
+    #[inline(always)]
+    unsafe fn select(self, bits: u16, other: Self) -> Self {
+        Scalar(std::array::from_fn(|lane| if bits >> lane & 1 == 1 { self.0[lane] } else { other.0[lane] }))
+    }
+    // SAFETY of the next four: the caller's pointer is valid for 16 values; an array needs no more alignment than those.
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> Self {
+        Scalar(unsafe { from.cast::<[f16; LANES]>().read() }.map(f16::to_f32))
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut f16) {
+        unsafe { to.cast::<[f16; LANES]>().write(self.0.map(f16::from_f32)) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self {
+        Scalar(unsafe { from.cast::<[bf16; LANES]>().read() }.map(bf16::to_f32))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16) {
+        unsafe { to.cast::<[bf16; LANES]>().write(self.0.map(bf16::from_f32)) }
     }
 }
 
@@ -205,7 +260,12 @@ impl Simd for Scalar {
 mod x86 {
     use std::arch::x86_64::*;
 
+    use half::{bf16, f16};
+
     use super::Simd;
+
+    /// Rounding of conversions to f16: to nearest, without exceptions.
+    const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
     /// One 512-bit register.
     #[derive(Clone, Copy)]
@@ -269,6 +329,34 @@ mod x86 {
             unsafe {
                 let keep = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(test.0, limit.0);
                 Avx512(_mm512_maskz_mov_ps(keep, self.0))
+            }
+        }
+        #[inline(always)]
+        unsafe fn select(self, bits: u16, other: Self) -> Self {
+            Avx512(unsafe { _mm512_mask_mov_ps(other.0, bits, self.0) })
+        }
+        #[inline(always)]
+        unsafe fn load_f16(from: *const f16) -> Self {
+            Avx512(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) })
+        }
+        #[inline(always)]
+        unsafe fn store_f16(self, to: *mut f16) {
+            unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<NEAREST>(self.0)) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const bf16) -> Self {
+            unsafe {
+                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+                Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_bf16(self, to: *mut bf16) {
+            unsafe {
+                let bits = _mm512_castps_si512(self.0);
+                let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+                let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+                _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded)));
             }
         }
     }
@@ -340,37 +428,91 @@ mod x86 {
                 Avx2(part(self.0, test.0, limit.0), part(self.1, test.1, limit.1))
             }
         }
+        #[inline(always)]
+        unsafe fn select(self, bits: u16, other: Self) -> Self {
+            unsafe {
+                let lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+                let part = |x, o, bits: u16| {
+                    let set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(bits.into()), lanes), lanes);
+                    _mm256_blendv_ps(o, x, _mm256_castsi256_ps(set))
+                };
+                Avx2(part(self.0, other.0, bits), part(self.1, other.1, bits >> 8))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(from: *const f16) -> Self {
+            unsafe {
+                let part = |from: *const f16| _mm256_cvtph_ps(_mm_loadu_si128(from.cast()));
+                Avx2(part(from), part(from.add(8)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_f16(self, to: *mut f16) {
+            unsafe {
+                _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0));
+                _mm_storeu_si128(to.add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.1));
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const bf16) -> Self {
+            unsafe {
+                let part = |from: *const bf16| {
+                    let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+                };
+                Avx2(part(from), part(from.add(8)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_bf16(self, to: *mut bf16) {
+            unsafe {
+                let part = |x| {
+                    let bits = _mm256_castps_si256(x);
+                    let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+                    let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+                    _mm256_srli_epi32::<16>(rounded)
+                };
+                // Packed by halves of 128 bits: the middle quarters change places.
+                let packed = _mm256_packus_epi32(part(self.0), part(self.1));
+                _mm256_storeu_si256(to.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
+            }
+        }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
 
-/// Defines `fn name(isa, args…)`, which runs the generic kernel `body::<S>(args…)` compiled for `isa`.
+/// Defines `fn name(isa, args…)`, which runs the generic kernel `body::<S>(args…)` compiled for `isa`; one type parameter
+/// may follow the name, and then `body::<S, T>` runs.
 macro_rules! dispatch {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? = $body:ident) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident$(<$of:ident: $bound:path>)?($($arg:ident: $type:ty),* $(,)?)
+        $(-> $out:ty)? = $body:ident
+    ) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments, reason = "the instruction set comes on top of the kernel's own")]
-        $vis fn $name(isa: $crate::backend::simd::Isa, $($arg: $type),*) $(-> $out)? {
+        $vis fn $name$(<$of: $bound>)?(isa: $crate::backend::simd::Isa, $($arg: $type),*) $(-> $out)? {
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx2,fma")]
-            unsafe fn avx512($($arg: $type),*) $(-> $out)? {
-                unsafe { $body::<$crate::backend::simd::Avx512>($($arg),*) }
+            #[target_feature(enable = "avx512f,avx2,fma,f16c")]
+            unsafe fn avx512$(<$of: $bound>)?($($arg: $type),*) $(-> $out)? {
+                unsafe { $body::<$crate::backend::simd::Avx512 $(, $of)?>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
-            unsafe fn avx2($($arg: $type),*) $(-> $out)? {
-                unsafe { $body::<$crate::backend::simd::Avx2>($($arg),*) }
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn avx2$(<$of: $bound>)?($($arg: $type),*) $(-> $out)? {
+                unsafe { $body::<$crate::backend::simd::Avx2 $(, $of)?>($($arg),*) }
             }
             // SAFETY: an `Isa` value names an instruction set that `Isa::all` found on this machine; the kernels'
             // own contracts are checked by their slices.
             unsafe {
                 match isa {
                     #[cfg(target_arch = "x86_64")]
-                    $crate::backend::simd::Isa::Avx512 => avx512($($arg),*),
+                    $crate::backend::simd::Isa::Avx512 => avx512$(::<$of>)?($($arg),*),
                     #[cfg(target_arch = "x86_64")]
-                    $crate::backend::simd::Isa::Avx2 => avx2($($arg),*),
-                    $crate::backend::simd::Isa::Scalar => $body::<$crate::backend::simd::Scalar>($($arg),*),
+                    $crate::backend::simd::Isa::Avx2 => avx2$(::<$of>)?($($arg),*),
+                    $crate::backend::simd::Isa::Scalar => {
+                        $body::<$crate::backend::simd::Scalar $(, $of)?>($($arg),*)
+                    }
                 }
             }
         }
@@ -389,7 +531,8 @@ mod tests {
             match which {
                 0 => x.exp(),
                 1 => x.sigmoid(),
-                _ => x.tanh(),
+                2 => x.tanh(),
+                _ => S::splat(0.0).min(x).exp2_product(S::splat(1.5), S::splat(-84.0)),
             }
             .lanes()
         }
@@ -419,10 +562,59 @@ mod tests {
     fn all_instruction_sets_agree_bit_for_bit() {
         let odd = [f32::NEG_INFINITY, -87.3, -87.4, -0.0, 1e-30, 88.0, 89.0, f32::INFINITY].map(|x| [x; LANES]);
         for x in points().chain(odd) {
-            for which in 0..3 {
+            for which in 0..4 {
                 let want = run(Isa::Scalar, &x, which).map(f32::to_bits);
                 for isa in Isa::all() {
                     assert_eq!(run(isa, &x, which).map(f32::to_bits), want, "{isa:?} {which} {x:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn exp2_of_products_to_two_ulp() {
+        for x in points() {
+            let got = run(Isa::best(), &x, 3);
+            for (got, x) in got.into_iter().zip(x) {
+                let want = (1.5 * f64::from(x.clamp(-84.0, 0.0))).exp2();
+                assert!((f64::from(got) / want - 1.0).abs() < 2e-7, "2^(1.5·{x}) = {got}");
+            }
+        }
+        let edges = [0.0, -84.0, -85.0, f32::MIN, f32::NEG_INFINITY, f32::NAN];
+        let got = edges.map(|x| run(Isa::best(), &[x; LANES], 3)[0]);
+        assert_eq!(got[..5], [1.0, f32::MIN_POSITIVE, f32::MIN_POSITIVE, f32::MIN_POSITIVE, f32::MIN_POSITIVE]);
+        assert!(got[5].is_nan());
+    }
+
+    #[inline(always)]
+    unsafe fn narrowed<S: Simd>(x: &[f32; LANES], bits: u16) -> ([u16; LANES], [u16; LANES], [f32; LANES]) {
+        unsafe {
+            let (mut half, mut brain) = ([f16::ZERO; LANES], [bf16::ZERO; LANES]);
+            let x = S::load(x.as_ptr());
+            x.store_f16(half.as_mut_ptr());
+            x.store_bf16(brain.as_mut_ptr());
+            let sum = S::load_f16(half.as_ptr()).select(bits, S::load_bf16(brain.as_ptr()));
+            (half.map(f16::to_bits), brain.map(bf16::to_bits), sum.lanes())
+        }
+    }
+    dispatch! { fn narrow(x: &[f32; LANES], bits: u16) -> ([u16; LANES], [u16; LANES], [f32; LANES]) = narrowed }
+
+    #[test]
+    fn sixteen_bits_are_the_nearest_on_every_instruction_set() {
+        // Ties, subnormals, what overflows.
+        let odd =
+            [0.0, -0.0, 1.0 + 1.0 / 2048.0, 1.0 + 3.0 / 2048.0, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 6e-8, 2.9e-8];
+        let large = [65_504.0, 65_519.0, 65_520.0, -1e30, f32::MAX, f32::INFINITY, f32::NEG_INFINITY, 1e-40];
+        let odd = std::array::from_fn(|lane| [odd, large].concat()[lane]);
+        for (i, x) in points().take(2000).chain([odd]).enumerate() {
+            let bits = (i * 40_503) as u16;
+            for isa in Isa::all() {
+                let (half, brain, mixed) = narrow(isa, &x, bits);
+                assert_eq!(half, x.map(|x| f16::from_f32(x).to_bits()), "{isa:?} {x:?}");
+                assert_eq!(brain, x.map(|x| bf16::from_f32(x).to_bits()), "{isa:?} {x:?}");
+                for lane in 0..LANES {
+                    let (half, brain) = (f16::from_bits(half[lane]).to_f32(), bf16::from_bits(brain[lane]).to_f32());
+                    assert_eq!(mixed[lane], if bits >> lane & 1 == 1 { half } else { brain }, "{isa:?} lane {lane}");
                 }
             }
         }

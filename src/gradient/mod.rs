@@ -1,16 +1,16 @@
 //! The gradient of a weighted sum of log-probs with respect to the logits, in place.
 
-use rayon::prelude::*;
-
 use crate::backend::{Backend, Cpu, Memory};
-use crate::error::{Error, Result, expect_len};
-use crate::log_prob::{LogSoftmax, Logit, SoftmaxOptions, check_row, check_shape, rows_per_task};
+use crate::error::{Result, expect_len};
+use crate::log_prob::{Logit, RowScore, Softmax, SoftmaxOptions, score, write_gradients};
 use crate::tokens::Token;
 
+mod divergence;
 mod gpu;
 mod sequences;
 
-pub use sequences::{Scores, Sequences, sequence_gradient};
+pub use divergence::Divergence;
+pub use sequences::{Coefficient, Scores, Sequences, sequence_gradient};
 
 /// The kernels of this stage.
 pub trait GradientKernel: Memory {
@@ -85,10 +85,9 @@ pub fn gradient_with<B: Backend + GradientKernel, T: Logit>(
     log_probs: B::ViewMut<'_, f32>,
 ) -> Result<()> {
     let rows = B::view_len(&tokens);
-    check_shape(vocab, rows, B::view_mut_len(&logits))?;
+    softmax.check(vocab, rows, B::view_mut_len(&logits))?;
     expect_len("weights", rows, B::view_len(&weights))?;
     expect_len("log-probs", rows, B::view_mut_len(&log_probs))?;
-    softmax.check(vocab)?;
     if rows == 0 { Ok(()) } else { backend.gradient(softmax, vocab, tokens, weights, logits, log_probs) }
 }
 
@@ -102,25 +101,13 @@ impl GradientKernel for Cpu {
         logits: &mut [T],
         log_probs: &mut [f32],
     ) -> Result<()> {
-        let least = rows_per_task(vocab);
-        let given = || tokens.par_iter().zip(weights).with_min_len(least);
-        let fault = |room: &mut Vec<f32>, (at, ((&token, &weight), row)): (usize, ((&Token, &f32), &[T]))| {
-            if !weight.is_finite() {
-                return Some(Error::not_a_number("weight", format_args!("row {at} ({weight})")));
-            }
-            let check = |row| check_row(row, token, format_args!("row {at}")).err();
-            if weight == 0.0 { None } else { check(softmax.row(row, room)) }
-        };
-        let rows = given().zip(logits.par_chunks_exact(vocab)).enumerate();
-        if let Some(error) = rows.map_init(Vec::new, fault).find_map_first(|error| error) {
-            return Err(error);
+        // Two reads of the logits: nothing is written before all rows are known to be good.
+        let mut scores = vec![RowScore::default(); tokens.len()];
+        score(softmax, vocab, logits, tokens, Some(weights), false, &mut scores, |score| score)?;
+        write_gradients(&Softmax::new(softmax, vocab), logits, tokens, weights, &scores);
+        for ((log_prob, score), &weight) in log_probs.iter_mut().zip(&scores).zip(weights) {
+            *log_prob = if weight == 0.0 { f32::NAN } else { score.log_prob as f32 };
         }
-        given()
-            .zip(logits.par_chunks_exact_mut(vocab))
-            .zip(log_probs)
-            .for_each_init(Vec::new, |room, (((&token, &weight), row), log_prob)| {
-                *log_prob = row_gradient(softmax, token, weight, row, room)
-            });
         Ok(())
     }
 
@@ -135,29 +122,4 @@ impl GradientKernel for Cpu {
     ) -> Result<()> {
         sequences::on_the_cpu(softmax, vocab, sequences, tokens, logits, scores)
     }
-}
-
-/// One row in place; returns its log-prob.
-fn row_gradient<T: Logit>(
-    softmax: &SoftmaxOptions<'_, Cpu>,
-    token: Token,
-    weight: f32,
-    row: &mut [T],
-    room: &mut Vec<f32>,
-) -> f32 {
-    if weight == 0.0 {
-        row.fill(T::default());
-        return f32::NAN;
-    }
-    let logits = softmax.row(row, room);
-    let (of, token) = (LogSoftmax::scaled(logits, softmax.scale), token as usize);
-    let (log_prob, weight) = (of.at(logits[token]), f64::from(weight) * f64::from(softmax.scale));
-    for at in 0..row.len() {
-        // A row that is f32 already has no copy in `room`.
-        let logit = if room.is_empty() { row[at].to_f32() } else { room[at] };
-        row[at] = T::from_f32((-weight * of.at(logit).exp()) as f32);
-    }
-    // 1 − p without cancellation where p is near 1.
-    row[token] = T::from_f32((-weight * log_prob.exp_m1()) as f32);
-    log_prob as f32
 }

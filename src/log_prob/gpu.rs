@@ -48,26 +48,27 @@ impl<L: Launcher> LogProbKernel for Gpu<L> {
         logits: GpuView<'_, T>,
         tokens: GpuView<'_, Token>,
         log_probs: GpuViewMut<'_, f32>,
+        entropies: Option<GpuViewMut<'_, f32>>,
     ) -> Result<()> {
         let (team, rows) = (Team::of(vocab), tokens.len());
-        let kernel = T::pick(match team {
-            Team::Warp => [Kernel::LogProbWarpF32, Kernel::LogProbWarpF16, Kernel::LogProbWarpBf16],
-            Team::Block => [Kernel::LogProbBlockF32, Kernel::LogProbBlockF16, Kernel::LogProbBlockBf16],
-        });
-        // log_prob_*(const T* logits, const uint32_t* tokens, uint64_t rows, uint32_t vocab, float scale,
-        //   const uint32_t* mask, float* log_probs, unsigned long long* status)
+        let kernel = T::pick(kernels(team, entropies.is_some()));
+        // log_prob_*(const T* logits, const uint32_t* tokens, uint64_t rows, uint32_t vocab, uint64_t stride, float scale,
+        //   const uint32_t* mask, float* log_probs, float* entropies, unsigned long long* status)
         let arguments = arguments![
             &logits,
             &tokens,
             rows as u64,
             vocab as u32,
+            softmax.stride(vocab) as u64,
             softmax.scale,
             softmax.mask(),
             &log_probs,
+            entropies.as_ref().map_or(Argument::Pointer(0), Argument::from),
             self.status(),
         ];
-        // SAFETY: the caller checked that the logits are `[rows, vocab]`, tokens and log-probs `[rows]` and the mask,
-        // where there is one, a bit per token; the kernel reads no logit at a token outside the vocabulary.
+        // SAFETY: the caller checked that the logits are `[rows, vocab]`, `stride` apart, tokens, log-probs and entropies
+        // `[rows]` and the mask, where there is one, a bit per token; the kernel reads no logit at a token outside the
+        // vocabulary, and writes entropies only where it has their address.
         unsafe { self.launch(kernel, team.grid(rows), arguments) }
     }
 
@@ -83,5 +84,15 @@ impl<L: Launcher> LogProbKernel for Gpu<L> {
         let arguments = arguments![&log_probs, rows, &offsets, sequences as u64, &sums, self.status()];
         // SAFETY: the caller checked that there is one offset more than sequences; the kernel reads only rows that exist.
         unsafe { self.launch(Kernel::SequenceSums, Team::Warp.grid(sequences), arguments) }
+    }
+}
+
+fn kernels(team: Team, entropy: bool) -> [Kernel; 3] {
+    use Kernel::*;
+    match (team, entropy) {
+        (Team::Warp, false) => [LogProbWarpF32, LogProbWarpF16, LogProbWarpBf16],
+        (Team::Block, false) => [LogProbBlockF32, LogProbBlockF16, LogProbBlockBf16],
+        (Team::Warp, true) => [EntropyWarpF32, EntropyWarpF16, EntropyWarpBf16],
+        (Team::Block, true) => [EntropyBlockF32, EntropyBlockF16, EntropyBlockBf16],
     }
 }

@@ -2,11 +2,12 @@
 
 use half::{bf16, f16};
 
+use crate::backend::simd::Simd;
 use crate::backend::{Cpu, Element, Memory};
 use crate::error::{Error, Result, expect_len};
 
 /// A logit's type: f32, f16 or bf16. Everything is computed in f32 or better.
-pub trait Logit: Element + private::Sealed {
+pub trait Logit: Element + private::Lanes {
     /// The value in f32, exact.
     fn to_f32(self) -> f32;
     /// The nearest value.
@@ -17,12 +18,31 @@ pub trait Logit: Element + private::Sealed {
 }
 
 mod private {
-    pub trait Sealed {}
+    use super::Simd;
+
+    /// Sixteen values at a time.
+    pub trait Lanes {
+        /// # Safety
+        /// As for [`Simd`]: 16 values at `from`.
+        unsafe fn load<S: Simd>(from: *const Self) -> S;
+        /// # Safety
+        /// As for [`Simd`]: room for 16 values at `to`.
+        unsafe fn store<S: Simd>(from: S, to: *mut Self);
+    }
 }
 
 macro_rules! logit {
-    ($($type:ty, $at:literal, $to:expr, $from:expr;)*) => {
-        $(impl private::Sealed for $type {}
+    ($($type:ty, $at:literal, $to:expr, $from:expr, $load:ident, $store:ident;)*) => {
+        $(impl private::Lanes for $type {
+            #[inline(always)]
+            unsafe fn load<S: Simd>(from: *const Self) -> S {
+                unsafe { S::$load(from) }
+            }
+            #[inline(always)]
+            unsafe fn store<S: Simd>(from: S, to: *mut Self) {
+                unsafe { from.$store(to) }
+            }
+        }
         impl Logit for $type {
             fn to_f32(self) -> f32 {
                 $to(self)
@@ -38,48 +58,74 @@ macro_rules! logit {
     };
 }
 logit! {
-    f32, 0, std::convert::identity, std::convert::identity;
-    f16, 1, f16::to_f32, f16::from_f32;
-    bf16, 2, bf16::to_f32, bf16::from_f32;
+    f32, 0, std::convert::identity, std::convert::identity, load, store;
+    f16, 1, f16::to_f32, f16::from_f32, load_f16, store_f16;
+    bf16, 2, bf16::to_f32, bf16::from_f32, load_bf16, store_bf16;
 }
 
-/// Which softmax: of `scale`·logits, over the tokens that `mask` allows.
+/// Which softmax: of `scale`·logits, over the tokens that `mask` allows, in rows `stride` apart.
 pub struct SoftmaxOptions<'a, B: Memory> {
-    /// The inverse temperature, above 0.
+    /// The inverse temperature, from 1e-30 to 1e30.
     pub scale: f32,
     /// Bit t mod 32 of word ⌊t/32⌋ says that token t may occur, `[⌈V/32⌉]`; none: all may. The logit of any other token
     /// counts as −∞, whatever it is.
     pub mask: Option<B::View<'a, u32>>,
+    /// Values from the beginning of one row of logits to that of the next, V or more; none: V. What lies between two rows
+    /// is neither read nor written.
+    pub stride: Option<usize>,
 }
 
+impl<B: Memory> Clone for SoftmaxOptions<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<B: Memory> Copy for SoftmaxOptions<'_, B> {}
+
 impl<B: Memory> Default for SoftmaxOptions<'_, B> {
-    /// The plain softmax.
+    /// The plain softmax of rows without gaps.
     fn default() -> Self {
-        SoftmaxOptions { scale: 1.0, mask: None }
+        SoftmaxOptions { scale: 1.0, mask: None, stride: None }
     }
 }
 
 impl<B: Memory> SoftmaxOptions<'_, B> {
-    pub(crate) fn check(&self, vocab: usize) -> Result<()> {
-        if !(self.scale > 0.0 && self.scale.is_finite()) {
-            return Err(Error::argument("scale of the logits", "a positive finite number", self.scale));
+    /// `Ok` where the options are in their ranges and `logits` values are `rows` rows of a vocabulary that exists.
+    pub(crate) fn check(&self, vocab: usize, rows: usize, logits: usize) -> Result<()> {
+        if vocab == 0 || u32::try_from(vocab).is_err() {
+            return Err(Error::argument("vocabulary", "1 to 2³² − 1 tokens", vocab));
         }
-        self.mask.as_ref().map_or(Ok(()), |mask| expect_len("words of the mask", vocab.div_ceil(32), B::view_len(mask)))
+        if !(1e-30..=1e30).contains(&self.scale) {
+            return Err(Error::argument("scale of the logits", "1e-30 to 1e30", self.scale));
+        }
+        let stride = self.stride(vocab);
+        if stride < vocab {
+            return Err(Error::argument("stride of the logits", format!("{vocab} values or more"), stride));
+        }
+        self.mask
+            .as_ref()
+            .map_or(Ok(()), |mask| expect_len("words of the mask", vocab.div_ceil(32), B::view_len(mask)))?;
+        // The last row need not be followed by a gap.
+        let most = rows.saturating_mul(stride);
+        let least = most.saturating_sub(stride - vocab);
+        if stride > vocab && (least..most).contains(&logits) { Ok(()) } else { expect_len("logits", most, logits) }
+    }
+
+    /// Values from one row to the next.
+    pub(crate) fn stride(&self, vocab: usize) -> usize {
+        self.stride.unwrap_or(vocab)
     }
 }
 
 impl SoftmaxOptions<'_, Cpu> {
-    /// The row in f32 with −∞ for what the mask forbids: itself where it is that already, else in `room`.
-    pub(crate) fn row<'r, T: Logit>(&self, row: &'r [T], room: &'r mut Vec<f32>) -> &'r [f32] {
-        if let (Some(row), None) = (T::pick([bytemuck::try_cast_slice(row).ok(), None, None]), self.mask) {
-            return row;
-        }
-        room.clear();
-        room.extend(row.iter().map(|logit| logit.to_f32()));
-        if let Some(mask) = self.mask {
-            let forbidden = |token: usize| mask[token / 32] >> (token % 32) & 1 == 0;
-            (0..room.len()).filter(|&token| forbidden(token)).for_each(|token| room[token] = f32::NEG_INFINITY);
-        }
-        room
+    /// Whether the mask lets a token occur.
+    pub(crate) fn allows(&self, token: usize) -> bool {
+        self.mask.is_none_or(|mask| mask[token / 32] >> (token % 32) & 1 == 1)
+    }
+
+    /// A row in f32 with −∞ for what the mask forbids.
+    pub(crate) fn row<T: Logit>(&self, row: &[T]) -> Vec<f32> {
+        let logit = |(token, logit): (usize, &T)| if self.allows(token) { logit.to_f32() } else { f32::NEG_INFINITY };
+        row.iter().enumerate().map(logit).collect()
     }
 }

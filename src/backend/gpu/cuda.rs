@@ -2,13 +2,14 @@
 
 use std::ffi::CStr;
 use std::fmt::Display;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute, CUpointer_attribute, CUresult};
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError, result};
 use cudarc::nvrtc::Ptx;
 
-use super::{Argument, Gpu, Grid, Kernel, Launcher, Limits};
+use super::cublas::Cublas;
+use super::{Argument, Gpu, Grid, Kernel, Launcher, Limits, Product};
 use crate::error::{Error, Result};
 
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
@@ -92,6 +93,8 @@ struct Loaded {
     limits: Limits,
     /// Whether the device reads the host's pageable memory itself (Grace Hopper), so that copies from it are not staged.
     shares_page_tables: bool,
+    /// Made by the first product.
+    cublas: Mutex<Option<Cublas>>,
 }
 
 impl Drop for Loaded {
@@ -101,6 +104,7 @@ impl Drop for Loaded {
         let earlier = context.check_err();
         context.record_err(self.stream.synchronize());
         context.record_err(earlier);
+        *self.cublas.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
     }
 }
 
@@ -130,7 +134,8 @@ impl CudaLauncher {
         let modules = modules.map_err(failed(format!("{name}: kernels for capability {}", limits.capability)))?;
         let functions = Kernel::ALL.iter().map(|&kernel| function(kernel, &modules, limits.shared_bytes));
         let functions = functions.collect::<Result<_>>()?;
-        Ok(CudaLauncher { loaded: Arc::new(Loaded { stream, functions, limits, shares_page_tables }) })
+        let cublas = Mutex::new(None);
+        Ok(CudaLauncher { loaded: Arc::new(Loaded { stream, functions, limits, shares_page_tables, cublas }) })
     }
 
     /// The stream on which everything happens.
@@ -263,6 +268,16 @@ impl Launcher for CudaLauncher {
         };
         let shape = || format!("kernel {}, {x} × {y} blocks of {threads} threads, {shared_bytes} B", kernel.symbol());
         self.bound_stream().and_then(launch).map_err(|error| failed(shape())(error))
+    }
+
+    unsafe fn product(&self, product: &Product) -> Result<()> {
+        let mut cublas = self.loaded.cublas.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.context().bind_to_thread().map_err(failed("cuBLASLt"))?;
+        if cublas.is_none() {
+            *cublas = Some(Cublas::new(&self.loaded.stream)?);
+        }
+        // SAFETY: the matrices are the caller's; the stream is the one on which everything happens.
+        unsafe { cublas.as_mut().expect("just made").run(&self.loaded.stream, product) }
     }
 
     fn limits(&self) -> Limits {

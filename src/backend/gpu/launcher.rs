@@ -52,8 +52,56 @@ pub trait Launcher: Clone + Debug + Send + Sync + 'static {
     /// memory that the kernel's header says it reads or writes.
     unsafe fn launch(&self, kernel: Kernel, grid: Grid, arguments: &[Argument]) -> Result<()>;
 
+    /// A plain product of matrices, by the device's library. It does not wait for the end.
+    ///
+    /// # Errors
+    /// A library that is missing or refuses the shapes.
+    ///
+    /// # Safety
+    /// The addresses span matrices of the product's shapes, and no one else borrows the result.
+    unsafe fn product(&self, product: &Product) -> Result<()>;
+
     /// What the device offers.
     fn limits(&self) -> Limits;
+}
+
+/// `to[m, n] (+)= a[m, k] · b[k, n]`, row-major, in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Product {
+    /// m, n and k, none of them 0.
+    pub shape: [usize; 3],
+    /// The type of `a` and `b`; sums and the result are f32.
+    pub scalar: Scalar,
+    /// `[m, k]`, or stored as its transpose.
+    pub a: Matrix,
+    /// `[k, n]`, or stored as its transpose.
+    pub b: Matrix,
+    /// Where the result goes, `[m, n]`.
+    pub to: u64,
+    /// Whether it is added to what is there.
+    pub add: bool,
+}
+
+/// A matrix in device memory, its rows dense.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Matrix {
+    /// Where it begins.
+    pub address: u64,
+    /// Values of a stored row.
+    pub columns: usize,
+    /// Whether what is stored is the transpose.
+    pub transposed: bool,
+}
+
+/// The type of a matrix's values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scalar {
+    /// Not rounded before it is multiplied (no TF32).
+    F32,
+    /// Half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
 }
 
 /// What a launch may ask of the device.
@@ -95,6 +143,11 @@ impl Grid {
     /// `blocks` blocks of `threads` threads.
     pub fn new(blocks: u32, threads: u32) -> Self {
         Grid { blocks: [blocks, 1], threads, shared_bytes: 0 }
+    }
+
+    /// The same with `threads` threads in a block.
+    pub fn threads(self, threads: u32) -> Self {
+        Grid { threads, ..self }
     }
 
     /// The same with `bytes` of dynamic shared memory per block.
@@ -235,6 +288,18 @@ kernels! {
     LogProbBlockF16 = "log_prob_block_f16",
     /// `log_prob.cu`: log-probs, a block per row, bf16.
     LogProbBlockBf16 = "log_prob_block_bf16",
+    /// `log_prob.cu`: log-probs and entropies, a warp per row, f32.
+    EntropyWarpF32 = "entropy_warp_f32",
+    /// `log_prob.cu`: log-probs and entropies, a warp per row, f16.
+    EntropyWarpF16 = "entropy_warp_f16",
+    /// `log_prob.cu`: log-probs and entropies, a warp per row, bf16.
+    EntropyWarpBf16 = "entropy_warp_bf16",
+    /// `log_prob.cu`: log-probs and entropies, a block per row, f32.
+    EntropyBlockF32 = "entropy_block_f32",
+    /// `log_prob.cu`: log-probs and entropies, a block per row, f16.
+    EntropyBlockF16 = "entropy_block_f16",
+    /// `log_prob.cu`: log-probs and entropies, a block per row, bf16.
+    EntropyBlockBf16 = "entropy_block_bf16",
     /// `gradient.cu`: gradients, a warp per row, f32.
     GradientWarpF32 = "gradient_warp_f32",
     /// `gradient.cu`: gradients, a warp per row, f16.
@@ -259,6 +324,18 @@ kernels! {
     GradientSequencesBlockF16 = "gradient_sequences_block_f16",
     /// `gradient.cu`: gradients of whole sequences, a block per row, bf16.
     GradientSequencesBlockBf16 = "gradient_sequences_block_bf16",
+    /// `sampling.cu`: a token per row of f32 logits.
+    SampleF32 = "sample_f32",
+    /// `sampling.cu`: a token per row of f16 logits.
+    SampleF16 = "sample_f16",
+    /// `sampling.cu`: a token per row of bf16 logits.
+    SampleBf16 = "sample_bf16",
+    /// `linear.cu`: rows gathered or scattered.
+    MoveRows = "move_rows",
+    /// `linear.cu`: f32 to f16.
+    NarrowF16 = "narrow_f16",
+    /// `linear.cu`: f32 to bf16.
+    NarrowBf16 = "narrow_bf16",
     /// `log_prob.cu`: sums over the rows of each sequence.
     SequenceSums = "sequence_sums",
 }

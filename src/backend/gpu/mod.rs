@@ -11,6 +11,8 @@ use super::{Element, Memory};
 use crate::error::{Error, Result, expect_len};
 
 #[cfg(feature = "cuda")]
+mod cublas;
+#[cfg(feature = "cuda")]
 mod cuda;
 mod launcher;
 mod memory;
@@ -21,7 +23,7 @@ pub(super) use cuda::count as cuda_count;
 #[cfg(feature = "cuda")]
 pub use cuda::{Cuda, CudaLauncher};
 pub(crate) use launcher::arguments;
-pub use launcher::{Argument, Grid, Kernel, Launcher, Limits};
+pub use launcher::{Argument, Grid, Kernel, Launcher, Limits, Matrix, Product, Scalar};
 pub use memory::{GpuBuffer, GpuView, GpuViewMut};
 
 /// A GPU behind a [`Launcher`]. Clones share the device's status word.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::{Arc, OnceLock};
 
-use ebm_dpg::backend::gpu::{Argument, Gpu, Grid, Kernel, Launcher, Limits};
+use ebm_dpg::backend::gpu::{Argument, Gpu, Grid, Kernel, Launcher, Limits, Matrix, Product, Scalar};
 use ebm_dpg::{Error, Result};
 
 #[cfg(feature = "cuda")]
@@ -249,7 +249,39 @@ impl Launcher for Emulator {
         unsafe { self.run_by_name(kernel.symbol(), grid, 1, arguments) }
     }
 
+    unsafe fn product(&self, product: &Product) -> Result<()> {
+        let Product { shape: [m, n, k], scalar, a, b, to, add } = *product;
+        for row in 0..m {
+            for column in 0..n {
+                // SAFETY: the caller's matrices have these shapes.
+                let term = |i: usize| unsafe { element(scalar, a, row, i) * element(scalar, b, i, column) };
+                let sum: f64 = (0..k).map(term).sum();
+                // SAFETY: as above.
+                let to = unsafe { &mut *(to as *mut f32).add(row * n + column) };
+                *to = (sum + if add { f64::from(*to) } else { 0.0 }) as f32;
+            }
+        }
+        Ok(())
+    }
+
     fn limits(&self) -> Limits {
         self.limits
+    }
+}
+
+/// One value of a matrix.
+///
+/// # Safety
+/// It is there.
+unsafe fn element(scalar: Scalar, matrix: Matrix, row: usize, column: usize) -> f64 {
+    let (row, column) = if matrix.transposed { (column, row) } else { (row, column) };
+    let at = row * matrix.columns + column;
+    // SAFETY: the caller's.
+    unsafe {
+        match scalar {
+            Scalar::F32 => f64::from(*(matrix.address as *const f32).add(at)),
+            Scalar::F16 => (*(matrix.address as *const half::f16).add(at)).to_f64(),
+            Scalar::Bf16 => (*(matrix.address as *const half::bf16).add(at)).to_f64(),
+        }
     }
 }

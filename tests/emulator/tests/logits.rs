@@ -3,8 +3,8 @@
 use ebm_dpg::Result;
 use ebm_dpg::backend::gpu::{Gpu, GpuView, GpuViewMut, Launcher};
 use ebm_dpg::backend::{Cpu, Memory};
-use ebm_dpg::gradient::{Scores, Sequences, gradient_with, sequence_gradient};
-use ebm_dpg::log_prob::{Logit, SoftmaxOptions, log_prob_with, sequence_sums};
+use ebm_dpg::gradient::{Coefficient, Divergence, Scores, Sequences, gradient_with, sequence_gradient};
+use ebm_dpg::log_prob::{Logit, SoftmaxOptions, log_prob_entropy, log_prob_with, sequence_sums};
 use half::{bf16, f16};
 
 mod support;
@@ -20,6 +20,9 @@ on_every_backend!(
     gradients_match_f64,
     gradients_of_odd_rows,
     sequences_follow_the_cpu,
+    divergences_follow_the_cpu,
+    gaps_are_neither_read_nor_written,
+    entropies_match_f64,
     nothing_to_do,
 );
 
@@ -62,7 +65,7 @@ mod cases {
         fn with<L: Launcher, R>(&self, gpu: &Gpu<L>, run: impl FnOnce(&SoftmaxOptions<'_, Gpu<L>>) -> R) -> R {
             let mask = self.mask.as_ref().map(|mask| upload(gpu, mask));
             let mask = mask.as_ref().map(|mask| Gpu::<L>::view(mask, Gpu::<L>::len(mask)));
-            run(&SoftmaxOptions { scale: self.scale, mask })
+            run(&SoftmaxOptions { scale: self.scale, mask, stride: None })
         }
 
         /// Log-probs; the logits start `shift` values into their memory.
@@ -288,26 +291,73 @@ mod cases {
     /// (gradient, log-probs, log π).
     type Found<T> = (Vec<T>, Vec<f32>, Vec<f64>);
 
-    fn sequences_of<L: Launcher, T: Logit>(gpu: &Gpu<L>, vocab: usize, baseline: f64) -> (Found<T>, Found<T>) {
+    /// What the coefficients of [`sequences_of`] are made of.
+    #[derive(Clone, Copy)]
+    enum Kind {
+        Given,
+        Baseline(f64),
+        Divergence(Divergence),
+    }
+
+    /// The columns of four sequences, on a backend.
+    struct Columns<B: Memory> {
+        offsets: B::Buffer<u64>,
+        weights: B::Buffer<f32>,
+        log_p: B::Buffer<f64>,
+        log_q: B::Buffer<f64>,
+    }
+
+    impl<B: Memory> Columns<B> {
+        fn new(backend: &B, log_q: &[f64]) -> Self {
+            fn put<B: Memory, T: ebm_dpg::backend::Element>(backend: &B, values: &[T]) -> B::Buffer<T> {
+                let mut buffer = backend.zeros(values.len(), "values").unwrap();
+                backend.upload(values, &mut buffer).unwrap();
+                buffer
+            }
+            let log_p: Vec<f64> = log_q.iter().zip([0.5, -0.25, 1.0, 0.0]).map(|(q, by)| q + by).collect();
+            Columns {
+                offsets: put(backend, &[1, 1, 4, 14, 24]),
+                weights: put(backend, &[1.0, 2.0, 0.0, -0.5]),
+                log_p: put(backend, &log_p),
+                log_q: put(backend, log_q),
+            }
+        }
+
+        fn sequences(&self, kind: Kind) -> Sequences<'_, B> {
+            let (weights, log_q) = (B::view(&self.weights, 4), B::view(&self.log_q, 4));
+            let coefficient = match kind {
+                Kind::Given => Coefficient::Given { weights },
+                Kind::Baseline(baseline) => Coefficient::Baseline { weights, log_q, baseline },
+                Kind::Divergence(divergence) => {
+                    Coefficient::Divergence { divergence, log_p: B::view(&self.log_p, 4), log_q }
+                }
+            };
+            Sequences { offsets: B::view(&self.offsets, 5), coefficient }
+        }
+    }
+
+    fn sequences_of<L: Launcher, T: Logit>(gpu: &Gpu<L>, vocab: usize, kind: Kind) -> (Found<T>, Found<T>) {
         let mut case = Case::<T>::new(vocab, 24, 2.0);
         case.scale = 0.75;
-        let (offsets, weights) = ([1_u64, 1, 4, 14, 24], [1.0_f32, 2.0, 0.0, -0.5]);
         let mut host: Found<T> = (case.logits.clone(), vec![7.0; 24], vec![7.0; 4]);
-        let log_q: Vec<f64> = [0, 3, 10, 10].iter().map(|n| -f64::from(*n) * (vocab as f64).ln()).collect();
-        let sequences = Sequences::<Cpu> { offsets: &offsets, weights: &weights, log_q: &log_q, baseline };
-        let options = SoftmaxOptions { scale: case.scale, mask: None };
+        let mut log_q: Vec<f64> = [0, 3, 10, 10].iter().map(|n| -f64::from(*n) * (vocab as f64).ln()).collect();
+        if matches!(kind, Kind::Divergence(divergence) if divergence.is_bounded()) {
+            // log p is −∞ there.
+            log_q[2] = f64::NEG_INFINITY;
+        }
+        let options = SoftmaxOptions { scale: case.scale, ..SoftmaxOptions::default() };
         let scores = Scores::<Cpu> { log_probs: &mut host.1, log_pi: &mut host.2 };
-        sequence_gradient(&Cpu, &options, vocab, &sequences, &case.tokens, &mut host.0, scores).unwrap();
+        let on_cpu = Columns::new(&Cpu, &log_q);
+        sequence_gradient(&Cpu, &options, vocab, &on_cpu.sequences(kind), &case.tokens, &mut host.0, scores).unwrap();
 
         let (mut logits, tokens) = (upload(gpu, &case.logits), upload(gpu, &case.tokens));
-        let (o, w, q) = (upload(gpu, &offsets), upload(gpu, &weights), upload(gpu, &log_q));
         let (mut log_probs, mut log_pi) = (upload(gpu, &[7.0_f32; 24]), upload(gpu, &[7.0_f64; 4]));
-        let (offsets, weights, log_q) = (Gpu::<L>::view(&o, 5), Gpu::<L>::view(&w, 4), Gpu::<L>::view(&q, 4));
-        let sequences = Sequences { offsets, weights, log_q, baseline };
+        let columns = Columns::new(gpu, &log_q);
         let into = Gpu::<L>::view_mut(&mut log_probs, 24);
         let scores = Scores { log_probs: into, log_pi: Gpu::<L>::view_mut(&mut log_pi, 4) };
         let (t, x) = (Gpu::<L>::view(&tokens, 24), Gpu::<L>::view_mut(&mut logits, case.logits.len()));
-        case.with(gpu, |softmax| sequence_gradient(gpu, softmax, vocab, &sequences, t, x, scores)).unwrap();
+        case.with(gpu, |softmax| sequence_gradient(gpu, softmax, vocab, &columns.sequences(kind), t, x, scores))
+            .unwrap();
         gpu.check().unwrap();
         (host, (download(gpu, &logits), download(gpu, &log_probs), download(gpu, &log_pi)))
     }
@@ -316,24 +366,91 @@ mod cases {
         let ulp = T::pick([1e-7, 1e-3, 8e-3]);
         for (at, (got, want)) in got.0.iter().zip(&want.0).enumerate() {
             let want = f64::from(want.to_f32());
-            close(&format!("logit {at}"), got.to_f32(), want, 1e-5 + want.abs() * ulp);
+            close(&format!("logit {at}"), got.to_f32(), want, 1e-5 + want.abs() * (4e-5 + ulp));
         }
         assert_eq!(got.1[0], 7.0, "a row of no sequence");
         got.1.iter().zip(&want.1).for_each(|(got, want)| close("log-prob", *got, f64::from(*want), 4e-6));
-        got.2.iter().zip(&want.2).for_each(|(a, b)| assert!((a - b).abs() < 4e-5, "{a} and {b}"));
+        let near = |a: f64, b: f64| (a - b).abs() < 4e-5 || (a.is_nan() && b.is_nan());
+        got.2.iter().zip(&want.2).for_each(|(&a, &b)| assert!(near(a, b), "{a} and {b}"));
     }
 
     pub fn sequences_follow_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
         for vocab in [2, 33, 1100] {
-            for baseline in [0.0, 0.5] {
-                sequences_agree(sequences_of::<L, f32>(gpu, vocab, baseline));
-                sequences_agree(sequences_of::<L, bf16>(gpu, vocab, baseline));
+            for kind in [Kind::Given, Kind::Baseline(0.0), Kind::Baseline(0.5)] {
+                sequences_agree(sequences_of::<L, f32>(gpu, vocab, kind));
+                sequences_agree(sequences_of::<L, bf16>(gpu, vocab, kind));
             }
         }
-        sequences_agree(sequences_of::<L, f16>(gpu, 5, 1.0));
-        let twice = [0, 1].map(|_| sequences_of::<L, f32>(gpu, 33, 0.5).1);
+        sequences_agree(sequences_of::<L, f16>(gpu, 5, Kind::Baseline(1.0)));
+        let twice = [0, 1].map(|_| sequences_of::<L, f32>(gpu, 33, Kind::Baseline(0.5)).1);
         assert_eq!(bits64(&twice[0].2), bits64(&twice[1].2));
         assert_eq!(bits(&twice[0].0), bits(&twice[1].0));
+    }
+
+    pub fn divergences_follow_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
+        use Divergence::*;
+        let all = [ForwardKl, ReverseKl, TotalVariation, JensenShannon, ForwardChiSquare, ReverseChiSquare];
+        for divergence in all.into_iter().chain([Alpha(0.5), Alpha(2.0)]) {
+            sequences_agree(sequences_of::<L, f32>(gpu, 2, Kind::Divergence(divergence)));
+        }
+        sequences_agree(sequences_of::<L, bf16>(gpu, 1100, Kind::Divergence(JensenShannon)));
+    }
+
+    pub fn gaps_are_neither_read_nor_written<L: Launcher>(gpu: &Gpu<L>) {
+        for (vocab, stride) in [(33, 35), (1100, 1101)] {
+            let case = Case::<bf16>::new(vocab, 5, 4.0);
+            let mut gappy = vec![bf16::from_f32(f32::NAN); 4 * stride + vocab];
+            gappy.chunks_mut(stride).zip(case.logits.chunks(vocab)).for_each(|(to, x)| to[..vocab].copy_from_slice(x));
+            let softmax = SoftmaxOptions { stride: Some(stride), ..SoftmaxOptions::default() };
+            let (mut logits, tokens) = (upload(gpu, &gappy), upload(gpu, &case.tokens));
+            let weights = upload(gpu, &[1.0_f32, 0.0, 2.0, -1.0, 3.0]);
+            let mut found = upload(gpu, &[7.0_f32; 5]);
+            let (t, w) = (Gpu::<L>::view(&tokens, 5), Gpu::<L>::view(&weights, 5));
+            let (x, p) = (Gpu::<L>::view(&logits, gappy.len()), Gpu::<L>::view_mut(&mut found, 5));
+            log_prob_with(gpu, &softmax, vocab, x, t, p).unwrap();
+            for (row, got) in download(gpu, &found).into_iter().enumerate() {
+                close("log-prob", got, case.exact(row)[case.tokens[row] as usize], 2e-6);
+            }
+            let (x, p) = (Gpu::<L>::view_mut(&mut logits, gappy.len()), Gpu::<L>::view_mut(&mut found, 5));
+            gradient_with(gpu, &softmax, vocab, t, w, x, p).unwrap();
+            gpu.check().unwrap();
+            for (row, got) in download(gpu, &logits).chunks(stride).enumerate() {
+                assert!(got[..vocab].iter().all(|x| !x.is_nan()), "row {row}");
+                assert!(got[vocab..].iter().all(|x| x.is_nan()), "a gap was written");
+                assert!(row != 1 || got[..vocab].iter().all(|x| x.to_f32() == 0.0));
+            }
+        }
+    }
+
+    pub fn entropies_match_f64<L: Launcher>(gpu: &Gpu<L>) {
+        fn check<L: Launcher, T: Logit>(gpu: &Gpu<L>, case: &Case<T>) {
+            let rows = case.tokens.len();
+            let (logits, tokens) = (upload(gpu, &case.logits), upload(gpu, &case.tokens));
+            let (mut p, mut h) = (upload(gpu, &vec![7.0_f32; rows]), upload(gpu, &vec![7.0_f32; rows]));
+            let (x, t) = (Gpu::<L>::view(&logits, case.logits.len()), Gpu::<L>::view(&tokens, rows));
+            let (into, entropies) = (Gpu::<L>::view_mut(&mut p, rows), Gpu::<L>::view_mut(&mut h, rows));
+            case.with(gpu, |softmax| log_prob_entropy(gpu, softmax, case.vocab, x, t, into, entropies)).unwrap();
+            gpu.check().unwrap();
+            assert_eq!(bits(&download(gpu, &p)), bits(&case.log_probs(gpu, 0).0));
+            for (row, got) in download(gpu, &h).into_iter().enumerate() {
+                let term = |l: f64| if l == f64::NEG_INFINITY { 0.0 } else { -l.exp() * l };
+                let want = case.exact(row).into_iter().map(term).sum::<f64>();
+                close("entropy", got, want, 2e-6 * (1.0 + want));
+            }
+        }
+        for vocab in [2, 33, 1000, 1100] {
+            let mut case = Case::<f32>::new(vocab, 3, 8.0);
+            case.scale = 0.5;
+            check(gpu, &case);
+            check(gpu, &Case::<bf16>::new(vocab, 3, 8.0));
+            case.mask = Some((0..vocab.div_ceil(32)).map(|_| 0x5555_5555).collect());
+            // The running maximum rises, from −∞ on.
+            case.logits.iter_mut().enumerate().for_each(|(i, x)| *x = (i % vocab) as f32 * 0.01);
+            case.logits[..vocab / 4 * 2].fill(f32::NEG_INFINITY);
+            case.tokens.fill(vocab as u32 / 4 * 2);
+            check(gpu, &case);
+        }
+        check(gpu, &Case::<f16>::new(40, 3, 8.0));
     }
 
     pub fn nothing_to_do<L: Launcher>(gpu: &Gpu<L>) {
