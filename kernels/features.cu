@@ -6,31 +6,38 @@
 // read once and whole; two tiles per warp, the next in flight while this one is walked. A pitch of 36 words puts the
 // lanes' 16-byte reads of their own rows into different banks.
 //
-// Tokens become classes once, in the tile; then each entry of the table is taken through the tile, its state held in
-// registers meanwhile and between tiles in `states`, word k of a lane at states[32 k + lane]. Table and states lie in
-// shared memory where they fit (features_shared), else in global memory behind the caches (features_global).
+// Tokens become classes once, in the tile, after the spelled automata have seen them as they are; then each entry of the
+// table is taken through the tile, its state held in registers meanwhile and between tiles in `states`, word k of a lane
+// at states[32 k + lane]. Where the table fits, it lies in shared memory whole (features_shared) or, as for large
+// vocabularies, but for the class map and the spelled automata (features_mapped); else all is read from global memory
+// behind the caches (features_global).
 //
 // Bytes: each token once, F floats per row. Shared-memory cycles per 32 tokens: 1 copy in, 2 + 1 for classes, then per
-// automaton 1 read and a look-up of about 2.5 (bank conflicts of 32 independent states).
+// automaton, or word of bit-parallel patterns, 1 read and a look-up of about 2.5 (bank conflicts of 32 independent states).
 #include "common/device.cuh"
 #include "common/status.cuh"
 
 constexpr uint32_t kTile = 32, kPitch = 36, kTileWords = 32 * kPitch, kNone = ~0u;
 
 // The words of src/features/table.rs.
-enum Kind : uint32_t { kAutomaton, kLength, kSubstring, kEdit };
+enum Kind : uint32_t {
+  kAutomaton, kLength, kSubstring, kEdit, kShift, kCount, kSpelled, kDistinct, kCustom, kCombine
+};
+enum Operation : uint32_t { kNot, kAll, kAny, kAtLeast };
 struct Entry {
-  uint32_t kind, size, extent, first, second, targets;
+  uint32_t kind, size, extent, first, second, third, targets;
 };
 struct Table {
-  const uint32_t* words;
+  const uint32_t* words;    // all but what follows; perhaps in shared memory
+  const uint32_t* classes;  // the class map
+  const uint32_t* all;      // in global memory, where the spelled automata are
   uint32_t vocab;
 };
 DEV_FN uint32_t entries(const Table& table) { return table.words[0]; }
 DEV_FN uint32_t width(const Table& table) { return table.words[1]; }
 DEV_FN Entry entry_of(const Table& table, uint32_t at) {
-  const uint32_t* w = table.words + 2 + table.vocab + 6 * at;
-  return {w[0], w[1], w[2], w[3], w[4], w[5]};
+  const uint32_t* w = table.words + 4 + 8 * at;
+  return {w[0], w[1], w[2], w[3], w[4], w[5], w[6]};
 }
 
 struct Tokens {
@@ -74,7 +81,7 @@ DEV_FN bool classify(const Table& table, uint32_t* row, uint32_t count) {
   const auto class_of = [&](uint32_t token, bool used) {
     const bool known = token < table.vocab;
     bad |= used && !known;
-    return known ? table.words[2 + token] : 0;
+    return known ? table.classes[token] : 0;
   };
   for (uint32_t at = 0; at < count; at += 4) {
     uint4& four = *reinterpret_cast<uint4*>(row + at);
@@ -145,9 +152,60 @@ DEV_FN void walk_edit(const Table& table, const Entry& entry, const uint32_t* ro
   states[0] = distance, states[32] = smallest;
 }
 
+// Shift-And, a word of patterns after the other. states: bits and what was found so far, of each word.
+DEV_FN void walk_shift(const Table& table, const Entry& entry, const uint32_t* row, uint32_t count, bool begins,
+                       uint32_t* states) {
+  for (uint32_t word = 0; word < entry.size; word++) {
+    const uint32_t *masks = table.words + entry.first + word, *starts = table.words + entry.second + word;
+    const uint32_t always = starts[0], keep = starts[2 * entry.size];
+    uint32_t start = begins ? always | starts[entry.size] : always;
+    uint32_t &bits_at = states[2 * word * 32], &found_at = states[(2 * word + 1) * 32];
+    uint32_t bits = bits_at, found = found_at;
+    for_words(row, count, [&](uint32_t c) {
+      bits = ((bits << 1 & keep) | start) & masks[c * entry.size];
+      found |= bits;
+      start = always;
+    });
+    bits_at = bits, found_at = found;
+  }
+}
+
+// states: state and count.
+DEV_FN void walk_count(const Table& table, const Entry& entry, const uint32_t* row, uint32_t count, uint32_t* states) {
+  const uint32_t* next = table.words + entry.first;
+  uint32_t state = states[0], ended = states[32];
+  for_words(row, count, [&](uint32_t c) {
+    const uint32_t to = next[state + c];
+    ended += to >> 31;
+    state = to & ~(1u << 31);
+  });
+  states[0] = state, states[32] = ended;
+}
+
+// An automaton over the symbols of each token; `row` holds tokens, not classes. One outside the vocabulary has none.
+DEV_FN void walk_spelled(const Table& table, const Entry& entry, const uint32_t* row, uint32_t count, uint32_t* states) {
+  const uint32_t *next = table.all + entry.first, *ends = table.all + entry.third, *symbols = ends + table.vocab;
+  uint32_t state = states[0];
+  for_words(row, count, [&](uint32_t token) {
+    if (token >= table.vocab) return;
+    const uint32_t end = ends[token];
+    for (uint32_t at = token == 0 ? 0 : ends[token - 1]; at < end; at++)
+      state = next[state + (symbols[at / 4] >> (at % 4 * 8) & 255)];
+  });
+  states[0] = state;
+}
+
 // Words of state that an entry needs.
 DEV_FN uint32_t state_words(const Entry& entry) {
-  return entry.kind == kAutomaton ? 1 : entry.kind == kSubstring ? 3 : entry.kind == kEdit ? 2 + 2 * entry.extent : 0;
+  switch (entry.kind) {
+    case kAutomaton:
+    case kSpelled: return 1;
+    case kCount: return 2;
+    case kSubstring: return 3;
+    case kEdit: return 2 + 2 * entry.extent;
+    case kShift: return 2 * entry.size;
+    default: return 0;
+  }
 }
 
 DEV_FN void start(const Table& table, uint32_t* states) {
@@ -160,8 +218,17 @@ DEV_FN void start(const Table& table, uint32_t* states) {
   }
 }
 
-// Takes every entry through `count` classes.
-DEV_FN void walk(const Table& table, const uint32_t* row, uint32_t count, uint32_t* states) {
+// Takes the spelled automata through `count` tokens.
+DEV_FN void walk_tokens(const Table& table, const uint32_t* row, uint32_t count, uint32_t* states) {
+  for (uint32_t at = 0; at < entries(table); at++) {
+    const Entry entry = entry_of(table, at);
+    if (entry.kind == kSpelled) walk_spelled(table, entry, row, count, states);
+    states += 32 * state_words(entry);
+  }
+}
+
+// Takes every other entry through `count` classes, the first of the row where it `begins`.
+DEV_FN void walk(const Table& table, const uint32_t* row, uint32_t count, bool begins, uint32_t* states) {
   for (uint32_t at = 0; at < entries(table); at++) {
     const Entry entry = entry_of(table, at);
     if (entry.kind == kAutomaton) {  // states are stored times the number of classes
@@ -169,6 +236,10 @@ DEV_FN void walk(const Table& table, const uint32_t* row, uint32_t count, uint32
       uint32_t state = states[0];
       for_words(row, count, [&](uint32_t c) { state = next[state + c]; });
       states[0] = state;
+    } else if (entry.kind == kShift) {
+      walk_shift(table, entry, row, count, begins, states);
+    } else if (entry.kind == kCount) {
+      walk_count(table, entry, row, count, states);
     } else if (entry.kind == kSubstring) {
       walk_substring(table, entry, row, count, states);
     } else if (entry.kind == kEdit) {
@@ -178,32 +249,95 @@ DEV_FN void walk(const Table& table, const uint32_t* row, uint32_t count, uint32
   }
 }
 
-// Writes the features of a row of `length` tokens to out.
-DEV_FN void finish(const Table& table, uint32_t length, uint32_t longest, const uint32_t* states, float* out) {
+// A finished row: its tokens, how many with and without EOS, what was given for it, and where its values go.
+struct FinishedRow {
+  const uint32_t* tokens;
+  uint32_t length, content, longest;
+  const float* custom;
+  float* out;        // [features]
+  uint32_t* hidden;  // [hidden values], 32 words apart
+  uint32_t features;
+  __device__ __forceinline__ float& value(uint32_t target) const {
+    return target < features ? out[target] : reinterpret_cast<float&>(hidden[32 * (target - features)]);
+  }
+};
+
+// Different tokens over tokens: each is looked for among those before it.
+DEV_FN float distinct(const FinishedRow& row) {
+  uint32_t fresh = 0;
+  for (uint32_t at = 0; at < row.content; at++) {
+    uint32_t before = 0;
+    while (before < at && row.tokens[before] != row.tokens[at]) before++;
+    fresh += before == at;
+  }
+  return float(fresh) / float(row.content > 0 ? row.content : 1);
+}
+
+DEV_FN float combined(const Table& table, const Entry& entry, const FinishedRow& row) {
+  const uint32_t* operands = table.words + entry.first;
+  float value = entry.size == kAll ? 1.0f : 0.0f;
+  for (uint32_t k = 0; k < entry.extent; k++) {
+    const float operand = row.value(operands[k]);
+    value = entry.size == kAll ? fminf(value, operand) : entry.size == kAny ? fmaxf(value, operand) : value + operand;
+  }
+  if (entry.size == kNot) return 1.0f - value;
+  return entry.size == kAtLeast ? float(value >= __uint_as_float(entry.second)) : value;
+}
+
+// The value of an entry that has only one and no automaton.
+DEV_FN float value_of(const Table& table, const Entry& entry, const uint32_t* states, const FinishedRow& row) {
+  const float size = float(entry.size);
+  switch (entry.kind) {
+    case kLength: {
+      const float part = float(row.length) / float(row.longest);
+      return entry.size == 1 ? part : part * part;
+    }
+    case kSubstring: return float(states[64]) / size;
+    case kEdit: return float(entry.size - states[32]) / size;
+    case kCount: return float(min(states[32], entry.extent)) / float(entry.extent);
+    case kSpelled: return __uint_as_float(table.all[entry.second + states[0] / entry.extent]);
+    case kDistinct: return distinct(row);
+    case kCustom: return row.custom[entry.size];
+    default: return combined(table, entry, row);
+  }
+}
+
+// Writes the features of a row.
+DEV_FN void finish(const Table& table, const uint32_t* states, const FinishedRow& row) {
   for (uint32_t at = 0; at < entries(table); at++) {
     const Entry entry = entry_of(table, at);
     const uint32_t* targets = table.words + entry.targets;
-    const float size = float(entry.size);
     if (entry.kind == kAutomaton) {
       const uint32_t* values = table.words + entry.second + states[0] / width(table) * entry.extent;
-      for (uint32_t k = 0; k < entry.extent; k++) out[targets[k]] = __uint_as_float(values[k]);
-    } else if (entry.kind == kLength) {
-      const float part = float(length) / float(longest);
-      out[targets[0]] = entry.size == 1 ? part : part * part;
+      for (uint32_t k = 0; k < entry.extent; k++) row.value(targets[k]) = __uint_as_float(values[k]);
+    } else if (entry.kind == kShift) {
+      for (uint32_t k = 0; k < entry.extent; k++) {
+        const uint32_t answer = table.words[entry.third + k], bit = answer / 2;
+        const uint32_t word = states[(bit / 32 * 2 + (answer & 1 ? 0 : 1)) * 32];
+        row.value(targets[k]) = float(word >> bit % 32 & 1);
+      }
     } else {
-      const uint32_t matched = entry.kind == kSubstring ? states[64] : entry.size - states[32];
-      out[targets[0]] = float(matched) / size;
+      row.value(targets[0]) = value_of(table, entry, states, row);
     }
     states += 32 * state_words(entry);
   }
 }
 
+// What the launch gives to every row: [rows, features], the closures' values [rows, customs], words of state per row and
+// how many of them, the last, are hidden values.
+struct FeatureOutputs {
+  uint32_t features, states_per_row, customs;
+  const float* custom;
+  float* phi;
+  unsigned long long* status;
+};
+
 // The 32 rows from `first` on, by one warp. tiles: two of them.
-DEV_FN void rows_of_warp(const Table& table, const Tokens& batch, uint64_t first, uint32_t features, uint32_t* tiles,
-                         uint32_t* states, float* phi, unsigned long long* status) {
-  const uint32_t lane = threadIdx.x % 32;
+DEV_FN void rows_of_warp(const Table& table, const Tokens& batch, uint64_t first, const FeatureOutputs& outputs, uint32_t* tiles,
+                         uint32_t* states) {
+  const uint32_t lane = threadIdx.x % 32, features = outputs.features;
   const uint64_t row = first + lane;
-  uint32_t length = row < batch.rows ? batch.lengths[row] : 0;
+  uint32_t length = row < batch.rows ? batch.lengths[row] : 0, content = 0;
   bool bad = row < batch.rows && (length == 0 || length > batch.longest);
   if (bad) length = 0;
   const uint32_t count_tiles = (__reduce_max_sync(~0u, length) + kTile - 1) / kTile;
@@ -216,64 +350,71 @@ DEV_FN void rows_of_warp(const Table& table, const Tokens& batch, uint64_t first
     __syncwarp();  // the other lanes' copies
     uint32_t count = length > k * kTile ? min(length - k * kTile, kTile) : 0;
     if (count && k * kTile + count == length && mine[count - 1] == batch.eos) count--;
+    walk_tokens(table, mine, count, states);
     bad |= classify(table, mine, count);
-    walk(table, mine, count, states);
+    walk(table, mine, count, k == 0, states);
+    content += count;
     __syncwarp();  // before the tile is written again
   }
   dev::cp_async_wait<0>();
-  if (bad) note_fault(status, row, kBadRow);
+  if (bad) note_fault(outputs.status, row, kBadRow);
   // Rows of few features leave through the tile, as whole lines.
   const bool staged = features <= 2 * kPitch;
-  float* out = staged ? reinterpret_cast<float*>(tiles) + lane * features : phi + row * features;
+  float* out = staged ? reinterpret_cast<float*>(tiles) + lane * features : outputs.phi + row * features;
   __syncwarp();
   if (row < batch.rows) {
-    if (!bad) finish(table, length, batch.longest, states, out);
+    uint32_t* hidden = states + 32 * (outputs.states_per_row - table.words[2]);
+    const FinishedRow finished{batch.tokens + row * batch.longest, length, content, batch.longest,
+                       outputs.custom + row * outputs.customs, out, hidden, features};
+    if (!bad) finish(table, states, finished);
     for (uint32_t f = 0; bad && f < features; f++) out[f] = NAN;
   }
   __syncwarp();
   const uint64_t left = batch.rows - first, values = (left < 32 ? left : 32) * features;
   for (uint64_t at = lane; staged && at < values; at += 32)
-    phi[first * features + at] = reinterpret_cast<float*>(tiles)[at];
+    outputs.phi[first * features + at] = reinterpret_cast<float*>(tiles)[at];
   __syncwarp();  // mutation: the next rows' reduction meets before the tile is written; this orders what was read
 }
 
-// phi[rows, features] of a batch. Dynamic shared memory: kShared ? the table (padded to 4 words) : nothing, two tiles
-// per warp, then kShared ? states[state_words * 32] per warp : nothing; otherwise `spare` has that many words for every
-// warp of the grid. At most 256 threads, any grid.
-template <bool kShared>
-DEV_FN void features_of(const uint32_t* words, uint32_t word_count, uint32_t vocab, Tokens batch, uint32_t features,
-                        uint32_t states_per_row, uint32_t* spare, float* phi, unsigned long long* status) {
+// Where the table is read from.
+enum Place { kShared, kMapped, kGlobal };
+
+// phi[rows, features] of a batch. Dynamic shared memory: the first `shared_words` of the table, padded to 4 (with the class
+// map if kShared, without if kMapped, none if kGlobal), two tiles per warp, then states[states_per_row * 32] per warp unless
+// kGlobal; then `spare` has that many words for every warp of the grid. At most 256 threads, any grid.
+template <Place kPlace>
+DEV_FN void features_of(const uint32_t* words, uint32_t shared_words, uint32_t vocab, const Tokens& batch,
+                        const FeatureOutputs& outputs, uint32_t* spare) {
   SHARED_DYN(uint32_t, memory);
   const uint32_t warp = threadIdx.x / 32, warps = blockDim.x / 32, lane = threadIdx.x % 32;
-  const uint32_t table_words = kShared ? (word_count + 3) / 4 * 4 : 0;
-  if (kShared) {
-    for (uint32_t at = threadIdx.x; at < word_count; at += blockDim.x) memory[at] = words[at];
+  const uint32_t table_words = kPlace == kGlobal ? 0 : (shared_words + 3) / 4 * 4;
+  if (kPlace != kGlobal) {
+    for (uint32_t at = threadIdx.x; at < shared_words; at += blockDim.x) memory[at] = words[at];
     __syncthreads();
   }
-  const Table table{kShared ? memory : words, vocab};
+  const uint32_t map = words[3];
+  const Table table{kPlace == kGlobal ? words : memory, (kPlace == kShared ? memory : words) + map, words, vocab};
   const uint64_t warp_in_grid = uint64_t(blockIdx.x) * warps + warp;
+  const uint32_t states_of_warp = outputs.states_per_row * 32;
   uint32_t* tiles = memory + table_words + warp * 2 * kTileWords;
-  uint32_t* states = kShared ? memory + table_words + warps * 2 * kTileWords + warp * states_per_row * 32
-                             : spare + warp_in_grid * states_per_row * 32;
+  uint32_t* states = kPlace == kGlobal ? spare + warp_in_grid * states_of_warp
+                                       : memory + table_words + warps * 2 * kTileWords + warp * states_of_warp;
   for (uint64_t first = warp_in_grid * 32; first < batch.rows; first += uint64_t(gridDim.x) * warps * 32)
-    rows_of_warp(table, batch, first, features, tiles, states + lane, phi, status);
+    rows_of_warp(table, batch, first, outputs, tiles, states + lane);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4)
-features_shared(const uint32_t* words, uint32_t word_count, uint32_t vocab, const uint32_t* tokens,
-                const uint32_t* lengths, uint64_t rows, uint32_t longest, uint32_t eos, uint32_t features,
-                uint32_t states_per_row, float* phi, unsigned long long* status) {
-  const Tokens batch{tokens, lengths, rows, longest, eos};
-  features_of<true>(words, word_count, vocab, batch, features, states_per_row, nullptr, phi, status);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 4)
-features_global(const uint32_t* words, uint32_t vocab, const uint32_t* tokens, const uint32_t* lengths, uint64_t rows,
-                uint32_t longest, uint32_t eos, uint32_t features, uint32_t states_per_row, uint32_t* spare, float* phi,
-                unsigned long long* status) {
-  const Tokens batch{tokens, lengths, rows, longest, eos};
-  features_of<false>(words, 0, vocab, batch, features, states_per_row, spare, phi, status);
-}
-
+#define FEATURES_KERNEL(name, place)                                                                                    \
+  extern "C" __global__ void __launch_bounds__(256, 3)                                                                  \
+  name(const uint32_t* words, uint32_t shared_words, uint32_t vocab, const uint32_t* tokens, const uint32_t* lengths,   \
+       uint64_t rows, uint32_t longest, uint32_t eos, uint32_t features, uint32_t states_per_row, const float* custom,  \
+       uint32_t customs, uint32_t* spare, float* phi, unsigned long long* status) {                                     \
+    const Tokens batch{tokens, lengths, rows, longest, eos};                                                            \
+    const FeatureOutputs outputs{features, states_per_row, customs, custom, phi, status};                                      \
+    features_of<place>(words, shared_words, vocab, batch, outputs, spare);                                              \
+  }
+FEATURES_KERNEL(features_shared, kShared)
+FEATURES_KERNEL(features_mapped, kMapped)
+FEATURES_KERNEL(features_global, kGlobal)
 EXPORT_KERNEL(features_shared)
+EXPORT_KERNEL(features_mapped)
 EXPORT_KERNEL(features_global)

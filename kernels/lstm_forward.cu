@@ -26,7 +26,8 @@ struct LstmForward {
   uint32_t capacity;      // training: slots of the kept buffers
   uint32_t first_slot;    // training: the row of slot 0 is order[first_slot]
   uint32_t states;        // of the guide
-  uint32_t purpose, unused;
+  uint32_t purpose;
+  uint32_t classes;       // of the guide
   uint64_t seed, first;   // of the draw
   const uint32_t* order;  // training: the row of each slot
   const uint32_t* count;  // training: slots in use
@@ -34,7 +35,8 @@ struct LstmForward {
   uint32_t* lengths;
   double* log_q;          // log-prob under what was drawn from (guided if there is a guide)
   double* log_model;      // sampling: under the model itself
-  const uint32_t* next;   // guide, or null: [states, V], [longest + 1, states], [states]
+  const uint32_t* class_of;  // guide, or null: [V], [states, classes], [longest + 1, states], [states]
+  const uint32_t* next;
   const float* log_h;
   const float* log_end;
   float* cell_scratch;    // [blocks, layers, rows of a block, U]
@@ -49,7 +51,7 @@ struct LstmForward {
   Dropout dropout;        // training
   unsigned long long* status;
 };
-static_assert(sizeof(LstmForward) == 272, "src/models/lstm/gpu/forward.rs has the same layout");
+static_assert(sizeof(LstmForward) == 280, "src/models/lstm/gpu/forward.rs has the same layout");
 
 template <int TILES, bool SPLIT> struct Forward {
   static constexpr int kRows = 16 * TILES, kParts = SPLIT ? 2 : 1;
@@ -300,7 +302,7 @@ template <int TILES, bool SPLIT> struct Forward {
     __device__ __forceinline__ float boost(uint32_t v) const {
       if (v == a.eos) return a.log_end[state];
       if (v == a.bos || v == a.pad) return -INFINITY;
-      return a.log_h[uint64_t(t + 1) * a.states + a.next[uint64_t(state) * a.size.vocab + v]];
+      return a.log_h[uint64_t(t + 1) * a.states + a.next[uint64_t(state) * a.classes + a.class_of[v]]];
     }
   };
 
@@ -371,7 +373,7 @@ template <int TILES, bool SPLIT> struct Forward {
     if (at.lane != 0) return;
     log_model[local] += model.log_prob(plain(emitted));
     log_q[local] += q.log_prob(drawn(emitted));
-    if (drawn.guided) state[local] = a.next[uint64_t(in_state) * a.size.vocab + emitted];
+    if (drawn.guided) state[local] = a.next[uint64_t(in_state) * a.classes + a.class_of[emitted]];
     if (a.mode == kSample) a.tokens[sequence + t] = emitted;
     if (a.mode == kSample && emitted == a.eos) length[local] = t + 1;
     token[local] = emitted;

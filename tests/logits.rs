@@ -135,7 +135,7 @@ fn guide() -> Guide {
     next[vocab..].fill(1);
     let mut log_h: Vec<f32> = (0..=longest).flat_map(|t| [-0.5 * (t as f32), -0.25]).collect();
     log_h[2 * longest] = f32::NEG_INFINITY;
-    Guide { space, states: 2, next, log_h, log_end: vec![f32::NEG_INFINITY, -0.125] }
+    Guide::new(space, &next, log_h, vec![f32::NEG_INFINITY, -0.125]).unwrap()
 }
 
 /// log q(x) of the guided model, in f64; `row` gives log π(· | prefix).

@@ -5,12 +5,12 @@ use rayon::prelude::*;
 use super::Guide;
 use crate::backend::Cpu;
 use crate::error::{Error, Result, expect_len};
-use crate::features::{Automaton, FeatureSet, explore};
+use crate::features::{Automaton, Classes, FeatureSet, explore};
 use crate::models::{Markov, Scorer};
 use crate::potential::{Potential, Role};
 use crate::tokens::{Space, Token};
 
-/// The most cells of a table: `[longest + 1, states]` values of 8 bytes, `[states, V]` transitions of 4.
+/// The most cells of a table: `[longest + 1, states]` values of 8 bytes, `[states, C]` transitions of 4.
 const LARGEST_TABLE: usize = 1 << 26;
 
 /// log h_t(s) = log E_chain[exp terminal | t tokens consumed, state s], where a state joins the automaton's state with
@@ -24,7 +24,9 @@ pub struct LookAhead {
     space: Space,
     /// Automaton state and chain context of each state, `[S]`.
     pub(super) states: Vec<(u32, u32)>,
-    /// `[S, V]`.
+    /// Tokens that lead every state to the same one share a class.
+    classes: Classes,
+    /// `[S, C]`.
     next: Vec<u32>,
     /// `[longest + 1, S]`.
     log_h: Vec<f64>,
@@ -49,21 +51,24 @@ impl LookAhead {
         if let Some(at) = log_terminal.iter().position(|value| value.is_nan() || *value == f64::INFINITY) {
             return Err(Error::argument(format!("terminal value {at}"), "a number or −∞", log_terminal[at]));
         }
-        let (vocab, positions) = (space.vocab as usize, space.longest as usize + 1);
-        let limit = LARGEST_TABLE / vocab.max(positions);
-        let step = |(state, context): (u32, u32), token: usize| {
-            let token = token as Token;
+        // A context of previous tokens tells all of them apart; the automaton alone does not.
+        let classes =
+            if chain.order() == 0 { automaton.classes().clone() } else { automaton.classes().refined(|token| token) };
+        let (width, positions) = (classes.len(), space.longest as usize + 1);
+        let limit = LARGEST_TABLE / width.max(positions);
+        let step = |(state, context): (u32, u32), class: usize| {
+            let token = classes.representatives()[class];
             if space.is_content(token) {
                 (automaton.next(state, token), chain.next_context(context as usize, token) as u32)
             } else {
                 (state, context)
             }
         };
-        let (states, next) = explore((0, chain.start_context() as u32), vocab, limit, step).ok_or_else(|| {
+        let (states, next) = explore((0, chain.start_context() as u32), width, limit, step).ok_or_else(|| {
             Error::argument("look-ahead", format!("at most {limit} pairs of automaton state and context"), "more")
         })?;
         let log_end: Vec<f64> = states.iter().map(|&(state, _)| log_terminal[state as usize]).collect();
-        let mut this = LookAhead { space, log_h: vec![0.0; positions * states.len()], states, next, log_end };
+        let mut this = LookAhead { space, log_h: vec![0.0; positions * states.len()], states, classes, next, log_end };
         this.backward(chain);
         if this.log_z() == f64::NEG_INFINITY {
             return Err(Error::no_answer("look-ahead", "no sequence of the chain meets the requirements"));
@@ -105,7 +110,7 @@ impl LookAhead {
     /// The state after `token`.
     #[inline]
     pub fn after(&self, state: u32, token: Token) -> u32 {
-        self.next[state as usize * self.space.vocab as usize + token as usize]
+        self.next[state as usize * self.classes.len() + self.classes.of()[token as usize] as usize]
     }
 
     /// The terminal value of a sequence that ends in `state`.
@@ -138,6 +143,8 @@ impl LookAhead {
         Guide {
             space: self.space,
             states: self.states(),
+            width: self.classes.len(),
+            classes: self.classes.of().to_vec(),
             next: self.next.clone(),
             log_h: narrow(&self.log_h),
             log_end: narrow(&self.log_end),
@@ -154,19 +161,44 @@ impl LookAhead {
         f64::from(chain.row(position, context)[token as usize]) + ahead
     }
 
+    /// h position by position, from the last: h_t(s) sums over classes, whose tokens all lead to the same state.
     fn backward(&mut self, chain: &Markov) {
-        let states = self.states();
+        let (states, width) = (self.states(), self.classes.len());
         let longest = self.space.longest as usize;
         self.log_h[longest * states..].copy_from_slice(&self.log_end);
         let mut row = vec![0.0; states];
         for position in (0..longest).rev() {
             let this = &*self;
+            let masses: Vec<f64> = (0..chain.contexts())
+                .into_par_iter()
+                .flat_map_iter(|c| this.class_masses(chain.row(position, c)))
+                .collect();
             row.par_iter_mut().enumerate().for_each(|(state, log_h)| {
-                let weight = |token| this.log_weight(chain, position, state as u32, token);
-                *log_h = log_sum_exp(this.space.vocab, weight);
+                let context = this.states[state].1 as usize;
+                let next = &this.next[state * width..][..width];
+                let end = f64::from(chain.row(position, context)[this.space.eos as usize]) + this.log_end[state];
+                let weight = |class: usize| match next.get(class) {
+                    Some(&to) => masses[context * width + class] + this.log_h(position + 1, to),
+                    None => end,
+                };
+                *log_h = log_sum_exp(width + 1, weight);
             });
             self.log_h[position * states..][..states].copy_from_slice(&row);
         }
+    }
+
+    /// log of the probability of each class's content tokens, `[C]`.
+    fn class_masses(&self, row: &[f32]) -> Vec<f64> {
+        let (width, space) = (self.classes.len(), self.space);
+        let content = || row.iter().zip(self.classes.of()).zip(0..).filter(|(_, token)| space.is_content(*token));
+        let mut largest = vec![f64::NEG_INFINITY; width];
+        content().for_each(|((&p, &class), _)| largest[class as usize] = largest[class as usize].max(f64::from(p)));
+        let mut total = vec![0.0; width];
+        for ((&p, &class), _) in content().filter(|((p, _), _)| **p > f32::NEG_INFINITY) {
+            total[class as usize] += (f64::from(p) - largest[class as usize]).exp();
+        }
+        // The logarithm of nothing is −∞, and so is `largest` then.
+        largest.iter().zip(total).map(|(largest, total): (&f64, f64)| largest + total.ln()).collect()
     }
 }
 
@@ -175,11 +207,11 @@ pub(super) fn log_terminal(automaton: &Automaton, potential: &Potential) -> Vec<
     (0..automaton.states() as u32).map(|state| potential.log_factor(automaton.values(state))).collect()
 }
 
-/// log Σ_token exp(weight(token)), shifted by the largest; −∞ where all are.
-fn log_sum_exp(vocab: u32, weight: impl Fn(Token) -> f64) -> f64 {
-    let largest = (0..vocab).map(&weight).fold(f64::NEG_INFINITY, f64::max);
+/// log Σ exp(weight(i)) over i below `count`, shifted by the largest; −∞ where all are.
+fn log_sum_exp(count: usize, weight: impl Fn(usize) -> f64) -> f64 {
+    let largest = (0..count).map(&weight).fold(f64::NEG_INFINITY, f64::max);
     if largest == f64::NEG_INFINITY {
         return largest;
     }
-    largest + (0..vocab).map(|token| (weight(token) - largest).exp()).sum::<f64>().ln()
+    largest + (0..count).map(|i| (weight(i) - largest).exp()).sum::<f64>().ln()
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 use super::{Classes, Feature};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tokens::{Space, Token};
 
 /// A complete deterministic automaton with values at its states. The start state is 0; EOS, BOS and PAD leave the
@@ -21,14 +21,12 @@ pub struct Automaton {
 }
 
 impl Automaton {
-    /// The automaton of one feature.
+    /// The automaton of one feature; text features need a [`FeatureSet`](super::FeatureSet).
     ///
     /// # Errors
     /// The feature is no automaton, or makes no sense over `space`.
     pub fn new(space: Space, feature: &Feature) -> Result<Self> {
-        feature.check(&space, feature.kind())?;
-        Self::with_classes(space, Classes::new(&space, feature.named_tokens()), feature)
-            .ok_or_else(|| Error::argument("feature", "one that is an automaton", feature.kind()))
+        super::FeatureSet::new(space).with(feature.kind(), feature.clone())?.automaton(&[0], 1 << 20)
     }
 
     /// Number of states S.
@@ -98,64 +96,53 @@ impl Automaton {
         Automaton { space, next: vec![0; classes.len()], classes, outputs: 0, values: Vec::new() }
     }
 
-    /// The automaton of a checked feature whose named tokens `classes` tells apart; `None` where it is none.
-    pub(super) fn with_classes(space: Space, classes: Classes, feature: &Feature) -> Option<Self> {
-        let build = |states: usize, step: &dyn Fn(usize, Token) -> usize, value: &dyn Fn(usize) -> f32| {
-            Self::build(space, &classes, states, step, value)
-        };
-        // State n of a pattern of m tokens: n of them matched. State m + 1 of an anchored pattern: no match any more.
-        let matched = |m: usize| move |state: usize| f32::from(u8::from(state == m));
-        let anchored = |pattern: &[Token], state: usize, token: Token| {
-            if pattern.get(state) == Some(&token) { state + 1 } else { pattern.len() + 1 }
-        };
-        let longest = space.longest as usize;
-        Some(match feature {
-            Feature::Contains(pattern) => {
-                let (m, borders) = (pattern.len(), borders(pattern));
-                let step = |state, token| if state == m { m } else { advance(pattern, &borders, state, token) };
-                build(m + 1, &step, &matched(m))
-            }
-            Feature::EndsWith(pattern) => {
-                let (m, borders) = (pattern.len(), borders(pattern));
-                build(m + 1, &|state, token| advance(pattern, &borders, state, token), &matched(m))
-            }
-            Feature::StartsWith(pattern) => {
-                let m = pattern.len();
-                let step = |state, token| if state == m { m } else { anchored(pattern, state, token) };
-                build(m + 2, &step, &matched(m))
-            }
-            Feature::Equals(pattern) => {
-                build(pattern.len() + 2, &|state, token| anchored(pattern, state, token), &matched(pattern.len()))
-            }
-            Feature::MultipleOf { modulus, zero, one } => {
-                let modulus = *modulus as usize;
-                build(modulus + 2, &|state, token| residue(modulus, state, token, *zero, *one), &matched(1))
-            }
-            // State n: n content tokens. EOS is one more, and a content of `longest` tokens was cut before it, so
-            // both n = longest − 1 and n = longest mean `longest` tokens: one state.
-            Feature::Length => build(longest, &|n, _| (n + 1).min(longest - 1), &|n| length_value(n + 1, longest)),
-            Feature::LengthSquared => build(longest, &|n, _| (n + 1).min(longest - 1), &|n| {
-                length_value(n + 1, longest) * length_value(n + 1, longest)
-            }),
-            Feature::LongestCommonSubstring(_) | Feature::EditDistance(_) => return None,
-        })
-    }
-
-    /// One output, from functions of the state's number; content tokens step, others stay.
-    fn build(
+    /// The automaton whose states are the keys reachable from `start`; content tokens step, others stay. `None` where
+    /// there are more than `limit`.
+    pub(super) fn explored<K: Hash + Eq + Clone>(
         space: Space,
         classes: &Classes,
-        states: usize,
-        step: &dyn Fn(usize, Token) -> usize,
-        value: &dyn Fn(usize) -> f32,
-    ) -> Self {
-        let mut next = Vec::with_capacity(states * classes.len());
-        for state in 0..states {
-            let step = |&token: &Token| if space.is_content(token) { step(state, token) } else { state } as u32;
-            next.extend(classes.representatives().iter().map(step));
+        limit: usize,
+        start: K,
+        step: impl Fn(&K, Token) -> K,
+        value: impl Fn(&K) -> f32,
+    ) -> Option<Self> {
+        let step = |state: K, class: usize| {
+            let token = classes.representatives()[class];
+            if space.is_content(token) { step(&state, token) } else { state }
+        };
+        let (states, next) = explore(start, classes.len(), limit, step)?;
+        let values = states.iter().map(value).collect();
+        Some(Automaton { space, classes: classes.clone(), outputs: 1, next, values })
+    }
+
+    /// One output in place of all, a function of them; minimised.
+    pub(super) fn mapped(self, value: impl Fn(&[f32]) -> f32) -> Self {
+        let values = (0..self.states() as u32).map(|state| value(self.values(state))).collect();
+        Automaton { values, outputs: 1, ..self }.minimised()
+    }
+
+    /// Whether some content of at most `longest` tokens ends in a state that `accepts`.
+    pub(super) fn reaches(&self, accepts: impl Fn(&[f32]) -> bool) -> bool {
+        let (mut seen, mut level) = (vec![false; self.states()], vec![0_u32]);
+        seen[0] = true;
+        for length in 0..=self.space.longest {
+            if level.iter().any(|&state| accepts(self.values(state))) {
+                return true;
+            }
+            if length == self.space.longest || level.is_empty() {
+                break;
+            }
+            let mut after = Vec::new();
+            for state in level {
+                for &to in &self.next[state as usize * self.classes.len()..][..self.classes.len()] {
+                    if !std::mem::replace(&mut seen[to as usize], true) {
+                        after.push(to);
+                    }
+                }
+            }
+            level = after;
         }
-        let values = (0..states).map(value).collect();
-        Automaton { space, classes: classes.clone(), outputs: 1, next, values }
+        false
     }
 
     /// The minimised automaton of both, the values of `self` first; `None` where more than `limit` pairs of states
@@ -172,22 +159,11 @@ impl Automaton {
         Some(Automaton { space, classes, outputs, next, values }.minimised())
     }
 
-    /// The smallest automaton with the same values (Moore's partition refinement): states start in blocks of equal
-    /// values, and a block is split as long as some class leads its states to different blocks.
-    fn minimised(self) -> Self {
-        let (states, width) = (self.states(), self.classes.len());
+    /// The smallest automaton with the same values.
+    pub(super) fn minimised(self) -> Self {
         let bits = |state: usize| self.values(state as u32).iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-        let (mut block, mut blocks) = number((0..states).map(bits));
-        loop {
-            let before = blocks;
-            for class in 0..width {
-                let pair = |state: usize| (block[state], block[self.next[state * width + class] as usize]);
-                (block, blocks) = number((0..states).map(pair));
-            }
-            if blocks == before {
-                return self.quotient(&block, blocks);
-            }
-        }
+        let (block, blocks) = partition(&self.next, self.classes.len(), number((0..self.states()).map(bits)));
+        self.quotient(&block, blocks)
     }
 
     /// One state per block, the blocks being numbered by their first state.
@@ -205,7 +181,7 @@ impl Automaton {
 }
 
 /// Numbers values by first appearance; returns the number of each and how many there are.
-fn number<K: Hash + Eq>(values: impl Iterator<Item = K>) -> (Vec<u32>, usize) {
+pub(super) fn number<K: Hash + Eq>(values: impl Iterator<Item = K>) -> (Vec<u32>, usize) {
     let mut known = HashMap::new();
     let mut number = |value| {
         let fresh = known.len() as u32;
@@ -215,16 +191,35 @@ fn number<K: Hash + Eq>(values: impl Iterator<Item = K>) -> (Vec<u32>, usize) {
     (numbers, known.len())
 }
 
+/// The coarsest refinement of a numbering of states under which equivalent states step to equivalent ones (Moore's
+/// partition refinement): a block is split as long as some column leads its states to different blocks.
+pub(super) fn partition(next: &[u32], width: usize, start: (Vec<u32>, usize)) -> (Vec<u32>, usize) {
+    let (mut block, mut blocks) = start;
+    let mut rows = vec![0; block.len() * (width + 1)];
+    loop {
+        for (state, row) in rows.chunks_exact_mut(width + 1).enumerate() {
+            row[0] = block[state];
+            let next = next[state * width..][..width].iter();
+            row[1..].iter_mut().zip(next).for_each(|(to, &state)| *to = block[state as usize]);
+        }
+        let before = blocks;
+        (block, blocks) = number(rows.chunks_exact(width + 1));
+        if blocks == before {
+            return (block, blocks);
+        }
+    }
+}
+
 /// All states reachable from `start` in breadth-first order, and the transitions `[states, columns]` among them;
 /// `None` where there are more than `limit`.
-pub(crate) fn explore<K: Hash + Eq + Copy>(
+pub(crate) fn explore<K: Hash + Eq + Clone>(
     start: K,
     columns: usize,
     limit: usize,
     step: impl Fn(K, usize) -> K,
 ) -> Option<(Vec<K>, Vec<u32>)> {
     let limit = limit.min(u32::MAX as usize);
-    let (mut states, mut next) = (vec![start], Vec::new());
+    let (mut states, mut next) = (vec![start.clone()], Vec::new());
     let mut known = HashMap::from([(start, 0)]);
     let mut from = 0;
     while from < states.len() {
@@ -232,56 +227,18 @@ pub(crate) fn explore<K: Hash + Eq + Copy>(
             return None;
         }
         for column in 0..columns {
-            let to = step(states[from], column);
+            let to = step(states[from].clone(), column);
             let fresh = states.len() as u32;
-            next.push(*known.entry(to).or_insert(fresh));
-            if known.len() > states.len() {
-                states.push(to);
+            match known.get(&to) {
+                Some(&to) => next.push(to),
+                None => {
+                    states.push(to.clone());
+                    known.insert(to, fresh);
+                    next.push(fresh);
+                }
             }
         }
         from += 1;
     }
     Some((states, next))
-}
-
-/// Length of the longest proper border of each prefix of the pattern (Knuth, Morris, Pratt), `[m + 1]`.
-fn borders(pattern: &[Token]) -> Vec<usize> {
-    let mut borders = vec![0; pattern.len() + 1];
-    for end in 1..pattern.len() {
-        borders[end + 1] = advance(&pattern[..end], &borders, borders[end], pattern[end]);
-    }
-    borders
-}
-
-/// Length of the longest prefix of the pattern that ends with `token`, where `matched` tokens matched before it.
-fn advance(pattern: &[Token], borders: &[usize], mut matched: usize, token: Token) -> usize {
-    while pattern.get(matched) != Some(&token) {
-        if matched == 0 {
-            return 0;
-        }
-        matched = borders[matched];
-    }
-    matched + 1
-}
-
-/// States of MultipleOf: 0 is the value zero (the empty content too), r + 1 a positive value of residue r, and
-/// modulus + 1 a content that is no number. (So 0 itself is no positive multiple.)
-fn residue(modulus: usize, state: usize, token: Token, zero: Token, one: Token) -> usize {
-    let digit = match token {
-        _ if state == modulus + 1 => return state,
-        _ if token == zero => 0,
-        _ if token == one => 1,
-        _ => return modulus + 1,
-    };
-    match (state, digit) {
-        (0, 0) => 0,
-        (0, 1) => 1 % modulus + 1,
-        _ => ((state - 1) * 2 + digit) % modulus + 1,
-    }
-}
-
-/// The value of [`Feature::Length`] for a sequence of `tokens` tokens, EOS included.
-#[inline]
-pub(super) fn length_value(tokens: usize, longest: usize) -> f32 {
-    tokens as f32 / longest as f32
 }

@@ -1,8 +1,7 @@
 //! Features on a GPU (`kernels/features.cu`).
 
 use super::{FeatureKernel, FeatureTable};
-use crate::backend::Memory;
-use crate::backend::gpu::{Gpu, GpuViewMut, Grid, Kernel, Launcher, arguments};
+use crate::backend::gpu::{Argument, Gpu, GpuView, GpuViewMut, Grid, Kernel, Launcher, Limits, arguments};
 use crate::error::Result;
 use crate::tokens::Batch;
 
@@ -16,73 +15,30 @@ const TILES: usize = 2 * 32 * 36 * size_of::<u32>();
 const BLOCKS: usize = 8;
 
 impl<L: Launcher> FeatureKernel for Gpu<L> {
-    fn features(&self, table: &FeatureTable<Self>, batch: &Batch<Self>, phi: GpuViewMut<'_, f32>) -> Result<()> {
-        let limits = self.launcher().limits();
-        let words = Self::view_len(&table.words());
-        let (table_bytes, per_warp) = (words.next_multiple_of(4) * 4, TILES + 128 * table.state_words());
-        // Half of what a block may have, so that two fit a multiprocessor; at least one warp.
-        let room = limits.shared_bytes / 2;
-        let fits = table_bytes + per_warp <= room;
-        let warps = if fits { ((room - table_bytes) / per_warp).min(WARPS) } else { WARPS };
-        let bytes = if fits { table_bytes + warps * per_warp } else { warps * TILES };
-        let resident = limits.multiprocessors * (limits.shared_bytes / bytes).clamp(1, BLOCKS);
-        let blocks = batch.rows.div_ceil(32 * warps).min(resident);
-        let grid = Grid::new(blocks as u32, 32 * warps as u32).shared(bytes);
-        if fits {
-            self.features_shared(table, batch, &phi, grid)
+    fn features(
+        &self,
+        table: &FeatureTable<Self>,
+        batch: &Batch<Self>,
+        custom: Option<GpuView<'_, f32>>,
+        phi: GpuViewMut<'_, f32>,
+    ) -> Result<()> {
+        let plan = Plan::new(table.hot_words, table.state_words, batch.rows, self.launcher().limits());
+        // The states of kernels that have none in shared memory; 64-bit words.
+        let spare = if plan.kernel == Kernel::FeaturesGlobal {
+            (plan.grid.blocks[0] as usize * plan.grid.threads as usize * table.state_words).div_ceil(2).max(1)
         } else {
-            self.features_global(table, batch, &phi, grid)
-        }
-    }
-}
-
-impl<L: Launcher> Gpu<L> {
-    fn features_shared(
-        &self,
-        table: &FeatureTable<Self>,
-        batch: &Batch<Self>,
-        phi: &GpuViewMut<'_, f32>,
-        grid: Grid,
-    ) -> Result<()> {
-        let (words, space, states) = (table.words(), batch.space, table.state_words() as u32);
-        // features_shared(const uint32_t* words, uint32_t word_count, uint32_t vocab, const uint32_t* tokens,
-        //   const uint32_t* lengths, uint64_t rows, uint32_t longest, uint32_t eos, uint32_t features,
-        //   uint32_t states_per_row, float* phi, unsigned long long* status)
-        let arguments = arguments![
-            &words,
-            words.len() as u32,
-            space.vocab,
-            &batch.tokens,
-            &batch.lengths,
-            batch.rows as u64,
-            space.longest,
-            space.eos,
-            table.len() as u32,
-            states,
-            phi,
-            self.status(),
-        ];
-        // SAFETY: the caller checked that table and batch are of one space and that φ is `[rows, F]`; the batch has room
-        // for its rows. The grid's shared memory holds the table, and tiles and states of each warp.
-        unsafe { self.launch(Kernel::FeaturesShared, grid, arguments) }
-    }
-
-    fn features_global(
-        &self,
-        table: &FeatureTable<Self>,
-        batch: &Batch<Self>,
-        phi: &GpuViewMut<'_, f32>,
-        grid: Grid,
-    ) -> Result<()> {
-        let (words, space, states) = (table.words(), batch.space, table.state_words());
-        // 32-bit words: a row's states of each thread.
-        let spare = (grid.blocks[0] as usize * grid.threads as usize * states).div_ceil(2);
+            1
+        };
+        let (words, space) = (table.words(), batch.space);
+        let custom = custom.map_or(Argument::Pointer(0), |custom| Argument::from(&custom));
         self.with_scratch(spare, |spare| {
-            // features_global(const uint32_t* words, uint32_t vocab, const uint32_t* tokens, const uint32_t* lengths,
-            //   uint64_t rows, uint32_t longest, uint32_t eos, uint32_t features, uint32_t states_per_row,
-            //   uint32_t* spare, float* phi, unsigned long long* status)
+            // features_*(const uint32_t* words, uint32_t shared_words, uint32_t vocab, const uint32_t* tokens,
+            //   const uint32_t* lengths, uint64_t rows, uint32_t longest, uint32_t eos, uint32_t features,
+            //   uint32_t states_per_row, const float* custom, uint32_t customs, uint32_t* spare, float* phi,
+            //   unsigned long long* status)
             let arguments = arguments![
                 &words,
+                plan.shared_words as u32,
                 space.vocab,
                 &batch.tokens,
                 &batch.lengths,
@@ -90,13 +46,64 @@ impl<L: Launcher> Gpu<L> {
                 space.longest,
                 space.eos,
                 table.len() as u32,
-                states as u32,
+                table.state_words as u32,
+                custom,
+                table.customs.len() as u32,
                 &*spare,
-                phi,
+                &phi,
                 self.status(),
             ];
-            // SAFETY: as for the shared kernel; the states lie in the scratch memory.
-            unsafe { self.launch(Kernel::FeaturesGlobal, grid, arguments) }
+            // SAFETY: the caller checked that table and batch are of one space and that φ is `[rows, F]`, and gives the
+            // closures' values as `[rows, closures]`, or there are no closures; the batch has room for its rows. The grid's
+            // shared memory holds the words of the plan, and tiles and states of each warp, or the scratch memory does the
+            // states.
+            unsafe { self.launch(plan.kernel, plan.grid, arguments) }
         })
+    }
+}
+
+/// Where a launch keeps the table, and its grid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Plan {
+    kernel: Kernel,
+    shared_words: usize,
+    grid: Grid,
+}
+
+impl Plan {
+    /// The class map in shared memory where all warps still fit beside it; else the table without it, where one warp does;
+    /// else nothing. Half of what a block may have, so that two fit a multiprocessor.
+    fn new(hot_words: [usize; 2], state_words: usize, rows: usize, limits: Limits) -> Self {
+        let per_warp = TILES + 128 * state_words;
+        let room = limits.shared_bytes / 2;
+        let bytes_of = |words: usize| words.next_multiple_of(4) * 4;
+        let [mapped, whole] = hot_words;
+        let warps_beside = |words: usize| (room.saturating_sub(bytes_of(words)) / per_warp).min(WARPS);
+        let (kernel, shared_words, warps) = match (warps_beside(whole), warps_beside(mapped)) {
+            (beside, without) if beside > 0 && beside == without => (Kernel::FeaturesShared, whole, beside),
+            (_, without) if without > 0 => (Kernel::FeaturesMapped, mapped, without),
+            _ => (Kernel::FeaturesGlobal, 0, WARPS),
+        };
+        let states = if kernel == Kernel::FeaturesGlobal { 0 } else { per_warp - TILES };
+        let bytes = bytes_of(shared_words) + warps * (TILES + states);
+        let resident = limits.multiprocessors * (limits.shared_bytes / bytes).clamp(1, BLOCKS);
+        let blocks = rows.div_ceil(32 * warps).min(resident);
+        let grid = Grid::new(blocks as u32, 32 * warps as u32).shared(bytes);
+        Plan { kernel, shared_words, grid }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_class_map_stays_in_global_memory() {
+        let plan = |hot, state| Plan::new(hot, state, 1 << 20, Limits::new(227 << 10, 132, 90));
+        let small = plan([500, 530], 8);
+        assert_eq!((small.kernel, small.shared_words, small.grid.threads), (Kernel::FeaturesShared, 530, 256));
+        let large = plan([500, 50_500], 8);
+        assert_eq!((large.kernel, large.shared_words, large.grid.threads), (Kernel::FeaturesMapped, 500, 256));
+        assert_eq!(plan([50_000, 50_030], 8).kernel, Kernel::FeaturesGlobal);
     }
 }

@@ -3,40 +3,53 @@
 //! ```text
 //! words[0]               number of entries E
 //! words[1]               number of token classes C
-//! words[2 + token]       class of the token, V words
-//! words[2 + V ..]        E entries of 6 words: kind, size, extent, first, second, targets
-//! then                   the tables; `first`, `second` and `targets` are offsets into the words
+//! words[2]               number of hidden values H
+//! words[3]               offset of the class map: where the words end that a GPU keeps in shared memory
+//! words[4 ..]            E entries of 8 words: kind, size, extent, first, second, third, targets, 0
+//! then                   the tables; `first`, `second`, `third` and `targets` are offsets into the words
+//! words[words[3] ..]     class of each token, V words; then the tables of spelled automata
 //! ```
 //!
-//! | kind | size | extent | first | second | targets |
-//! | --- | --- | --- | --- | --- | --- |
-//! | 0 automaton | states S | outputs K | next state × C, `[S, C]` | values as f32 bits, `[S, K]` | features, `[K]` |
-//! | 1 length | power, 1 or 2 | | | | feature |
-//! | 2 substring | pattern length | states S | next state or `u32::MAX`, `[S, C]` | link and length, `[S, 2]` | feature |
-//! | 3 edit | pattern length m | words W = ⌈m/32⌉ | bit i of `[C, W]`: pattern\[i\] is of the class | | feature |
+//! | kind | size | extent | first | second | third | targets |
+//! | --- | --- | --- | --- | --- | --- | --- |
+//! | 0 automaton | states S | outputs K | next state × C, `[S, C]` | values as f32 bits, `[S, K]` | | `[K]` |
+//! | 1 length | power, 1 or 2 | | | | | `[1]` |
+//! | 2 substring | pattern length | states S | next state or `u32::MAX`, `[S, C]` | link and length, `[S, 2]` | | `[1]` |
+//! | 3 edit | pattern length m | words W = ⌈m/32⌉ | bit i of `[C, W]`: pattern\[i\] is of the class | | | `[1]` |
+//! | 4 shift | words W, 1, 2 or 4 | outputs K | `[C, W]`: bits that a class lets through | `[3, W]`: bits set before every token, before the first alone, and never by a shift | `[K]`: 2·(32·word + bit), + 1 where only the end counts | `[K]` |
+//! | 5 count | states S | most | next state × C, `[S, C]`, + 2³¹ where an occurrence ends | | | `[1]` |
+//! | 6 spelled | states S | symbols B | next state × B, `[S, B]` | values as f32 bits, `[S]` | end of each token's symbols, `[V]`, then the symbols, 4 a word | `[1]` |
+//! | 7 distinct | | | | | | `[1]` |
+//! | 8 custom | column of the values given from outside | | | | | `[1]` |
+//! | 9 combine | 0 not, 1 all, 2 any, 3 at least | operands K | targets of the operands, `[K]` | threshold as f32 bits, itself | | `[1]` |
 //!
-//! Further kinds may be added; a reader skips none, as every feature is the target of exactly one entry.
+//! A target below F is a feature; F + h is hidden value h, which only later combinations read. Further kinds may be added;
+//! a reader skips none, as every target is that of exactly one entry.
 
-use super::automaton::Automaton;
-use super::substring::SuffixAutomaton;
-use super::{Classes, Feature, FeatureSet};
+use super::Custom;
 use crate::backend::{Backend, Cpu, Memory};
 use crate::error::{Error, Result, expect_len};
-use crate::tokens::{Batch, Space, Token};
+use crate::tokens::{Batch, Space};
 
 pub(super) const AUTOMATON: u32 = 0;
 pub(super) const LENGTH: u32 = 1;
 pub(super) const SUBSTRING: u32 = 2;
 pub(super) const EDIT: u32 = 3;
+pub(super) const SHIFT: u32 = 4;
+pub(super) const COUNT: u32 = 5;
+pub(super) const SPELLED: u32 = 6;
+pub(super) const DISTINCT: u32 = 7;
+pub(super) const CUSTOM: u32 = 8;
+pub(super) const COMBINE: u32 = 9;
 
-/// Words before the class map.
-const HEADER: usize = 2;
+/// What marks the end of an occurrence in a count's transitions.
+pub(super) const ENDS: u32 = 1 << 31;
 
-/// Automata are multiplied as long as the product's transitions fit this many words (32 KiB, a first-level cache).
-const PRODUCT_WORDS: usize = 1 << 13;
+/// Words before the entries.
+pub(super) const HEADER: usize = 4;
 
-/// The largest table, in words: offsets are 32-bit.
-const LARGEST_TABLE: usize = 1 << 30;
+/// The largest table, in words: offsets are 32-bit, and bit 31 marks.
+pub(super) const LARGEST_TABLE: usize = 1 << 30;
 
 /// One entry's words; the module's table says what they mean.
 #[derive(Debug, Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
@@ -47,52 +60,81 @@ pub(super) struct Entry {
     pub extent: u32,
     pub first: u32,
     pub second: u32,
+    pub third: u32,
     pub targets: u32,
+    pub unused: u32,
 }
+
+/// Words of an entry.
+pub(super) const ENTRY: usize = size_of::<Entry>() / 4;
 
 impl Entry {
     /// Words of state between two tokens, as `kernels/features.cu` lays them out.
-    fn state_words(&self) -> usize {
+    pub fn state_words(&self) -> usize {
         match self.kind {
-            AUTOMATON => 1,
+            AUTOMATON | SPELLED => 1,
+            COUNT => 2,
             SUBSTRING => 3,
             EDIT => 2 + 2 * self.extent as usize,
+            SHIFT => 2 * self.size as usize,
             _ => 0,
         }
+    }
+
+    /// Number of targets.
+    pub fn outputs(&self) -> usize {
+        if matches!(self.kind, AUTOMATON | SHIFT) { self.extent as usize } else { 1 }
     }
 }
 
 /// The entries of a table's words.
-fn entries(words: &[u32], vocab: u32) -> &[Entry] {
-    let start = HEADER + vocab as usize;
-    bytemuck::cast_slice(&words[start..start + words[0] as usize * (size_of::<Entry>() / 4)])
+pub(super) fn entries(words: &[u32]) -> &[Entry] {
+    bytemuck::cast_slice(&words[HEADER..HEADER + words[0] as usize * ENTRY])
 }
 
-/// A compiled [`FeatureSet`]: one flat table in a backend's memory.
+/// A compiled [`FeatureSet`](super::FeatureSet): one flat table in a backend's memory.
 pub struct FeatureTable<B: Memory = Cpu> {
-    space: Space,
-    len: usize,
-    words: B::Buffer<u32>,
-    /// Words of state that a walk over one row holds for all entries; what GPU kernels need to know before a launch.
-    state_words: usize,
+    pub(super) space: Space,
+    pub(super) names: Vec<String>,
+    pub(super) words: B::Buffer<u32>,
+    /// The closures, and their features' names.
+    pub(super) customs: Vec<(String, Custom)>,
+    /// Words of state that a walk over one row holds for all entries, hidden values included; what GPU kernels need to
+    /// know before a launch.
+    pub(super) state_words: usize,
+    /// Words before the class map, and before the spelled automata.
+    pub(super) hot_words: [usize; 2],
 }
 
 impl<B: Memory> FeatureTable<B> {
-    /// Words of state per row.
-    pub(super) fn state_words(&self) -> usize {
-        self.state_words
+    /// The table of checked words.
+    pub(super) fn assembled(
+        backend: &B,
+        space: Space,
+        names: Vec<String>,
+        words: &[u32],
+        customs: Vec<(String, Custom)>,
+    ) -> Result<Self> {
+        let mut buffer = backend.zeros(words.len(), "feature table")?;
+        backend.upload(words, &mut buffer)?;
+        let state_words = entries(words).iter().map(Entry::state_words).sum::<usize>() + words[2] as usize;
+        let hot_words = [words[3] as usize, words[3] as usize + space.vocab as usize];
+        Ok(FeatureTable { space, names, words: buffer, customs, state_words, hot_words })
     }
-}
 
-impl<B: Backend> FeatureTable<B> {
     /// Number of features F.
     pub fn len(&self) -> usize {
-        self.len
+        self.names.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.names.is_empty()
+    }
+
+    /// The features' names, in order.
+    pub fn names(&self) -> &[String] {
+        &self.names
     }
 
     /// The space of the sequences.
@@ -104,29 +146,55 @@ impl<B: Backend> FeatureTable<B> {
     pub fn words(&self) -> B::View<'_, u32> {
         B::view(&self.words, B::len(&self.words))
     }
+}
 
+impl<B: Backend> FeatureTable<B> {
     /// Writes φ of each row of `batch` to `phi` (`[rows, F]`), all features in one pass over the rows.
     ///
     /// # Errors
     /// Another space, another length of `phi`: nothing is written then. A row with a token or a length out of range:
-    /// the first such row is named, and all such rows are NaN. An empty batch is a no-op.
+    /// the first such row is named, and all such rows are NaN. A closure that returns another number of values than rows,
+    /// a NaN, or a value outside [0, 1]; nothing is written then. An empty batch is a no-op.
     pub fn evaluate(&self, backend: &B, batch: &Batch<B>, phi: B::ViewMut<'_, f32>) -> Result<()> {
         if batch.space != self.space {
             let (expected, got) = (format!("{:?}", self.space), format!("{:?}", batch.space));
             return Err(Error::argument("space of the batch", expected, got));
         }
-        expect_len("features of the batch", batch.rows * self.len, B::view_mut_len(&phi))?;
-        if batch.rows == 0 || self.len == 0 {
+        expect_len("features of the batch", batch.rows * self.len(), B::view_mut_len(&phi))?;
+        if batch.rows == 0 || self.is_empty() {
             return Ok(());
         }
-        backend.features(self, batch, phi)
+        if self.customs.is_empty() {
+            return backend.features(self, batch, None, phi);
+        }
+        let values = self.custom_values(&batch.download(backend)?)?;
+        let mut given = backend.zeros(values.len(), "custom features")?;
+        backend.upload(&values, &mut given)?;
+        backend.features(self, batch, Some(B::view(&given, values.len())), phi)
+    }
+
+    /// What the closures say, `[rows, closures]`.
+    fn custom_values(&self, batch: &Batch) -> Result<Vec<f32>> {
+        let bad = |row: &usize| {
+            let length = batch.lengths[*row] as usize;
+            length > self.space.longest as usize || self.space.check(batch.sequence(*row)).is_err()
+        };
+        if let Some(row) = (0..batch.rows).find(bad) {
+            return Err(Error::argument(format!("row {row} of the batch"), "a member of its space", "another"));
+        }
+        let stride = self.customs.len();
+        let mut values = Cpu.zeros(batch.rows * stride, "custom features")?;
+        for (at, (name, custom)) in self.customs.iter().enumerate() {
+            custom.evaluate(batch, name, at, stride, &mut values)?;
+        }
+        Ok(values)
     }
 }
 
 impl FeatureTable<Cpu> {
     /// The class of each token, `[V]`.
     pub(super) fn classes(&self) -> &[u32] {
-        &self.words[HEADER..HEADER + self.space.vocab as usize]
+        &self.words[self.hot_words[0]..self.hot_words[1]]
     }
 
     /// Number of token classes C.
@@ -134,9 +202,14 @@ impl FeatureTable<Cpu> {
         self.words[1] as usize
     }
 
+    /// Number of hidden values H.
+    pub(super) fn hidden(&self) -> usize {
+        self.words[2] as usize
+    }
+
     /// The entries.
     pub(super) fn entries(&self) -> &[Entry] {
-        entries(&self.words, self.space.vocab)
+        entries(&self.words)
     }
 
     /// `len` words from `offset` on.
@@ -144,139 +217,12 @@ impl FeatureTable<Cpu> {
     pub(super) fn slice(&self, offset: u32, len: usize) -> &[u32] {
         &self.words[offset as usize..offset as usize + len]
     }
-}
 
-impl FeatureSet {
-    /// Compiles the features to one table in the memory of `backend`. Automata are multiplied together while their
-    /// product stays small, so that most sets are walked once per sequence.
+    /// The same table in the memory of `backend`.
     ///
     /// # Errors
-    /// A table of 2³⁰ words or more (4 GiB), or memory that cannot be had.
-    pub fn compile<B: Backend>(&self, backend: &B) -> Result<FeatureTable<B>> {
-        let words = self.words()?;
-        let mut buffer = backend.zeros(words.len(), "feature table")?;
-        backend.upload(&words, &mut buffer)?;
-        let state_words = entries(&words, self.space().vocab).iter().map(Entry::state_words).sum();
-        Ok(FeatureTable { space: self.space(), len: self.len(), words: buffer, state_words })
-    }
-
-    fn words(&self) -> Result<Vec<u32>> {
-        let classes = self.classes();
-        self.check_size(&classes)?;
-        let mut tables = Tables::default();
-        for (product, features) in self.products(&classes) {
-            tables.automaton(&product, &features);
-        }
-        for (at, feature) in self.features().iter().enumerate() {
-            match feature {
-                Feature::Length => tables.length(at, 1),
-                Feature::LengthSquared => tables.length(at, 2),
-                Feature::LongestCommonSubstring(pattern) => tables.substring(at, pattern, &classes),
-                Feature::EditDistance(pattern) => tables.edit(at, pattern, &classes),
-                _ => {}
-            }
-        }
-        Ok(tables.assemble(&classes))
-    }
-
-    /// `Ok` where all tables together stay below [`LARGEST_TABLE`], by the most states that each feature can have.
-    fn check_size(&self, classes: &Classes) -> Result<()> {
-        let mut total = HEADER + classes.of().len() + size_of::<Entry>() / 4 * self.len();
-        for (feature, name) in self.features().iter().zip(self.names()) {
-            // Per state the transitions, a link and a length or a value; then one target.
-            let words = feature.most_states(&self.space()).saturating_mul(classes.len() + 2);
-            total = total.saturating_add(words).saturating_add(PRODUCT_WORDS);
-            if total > LARGEST_TABLE {
-                let what = format!("feature table with feature '{name}'");
-                return Err(Error::argument(what, format!("at most {LARGEST_TABLE} words"), total));
-            }
-        }
-        Ok(())
-    }
-
-    /// The automata, multiplied greedily in the features' order, each with the features that its outputs are.
-    fn products(&self, classes: &Classes) -> Vec<(Automaton, Vec<usize>)> {
-        let limit = PRODUCT_WORDS / classes.len();
-        let mut products: Vec<(Automaton, Vec<usize>)> = Vec::new();
-        for (at, feature) in self.features().iter().enumerate() {
-            if matches!(feature, Feature::Length | Feature::LengthSquared) {
-                continue;
-            }
-            let Some(one) = Automaton::with_classes(self.space(), classes.clone(), feature) else { continue };
-            if let Some((last, features)) = products.last_mut()
-                && let Some(product) = last.product(&one, limit)
-            {
-                *last = product;
-                features.push(at);
-            } else {
-                products.push((one, vec![at]));
-            }
-        }
-        products
-    }
-}
-
-/// The tables under construction: offsets count from the first word behind the entries.
-#[derive(Default)]
-struct Tables {
-    entries: Vec<Entry>,
-    words: Vec<u32>,
-}
-
-impl Tables {
-    fn automaton(&mut self, automaton: &Automaton, features: &[usize]) {
-        let width = automaton.classes().len() as u32;
-        let targets = self.push(features.iter().map(|&at| at as u32));
-        let first = self.push(automaton.transitions().iter().map(|&state| state * width));
-        let states = automaton.states() as u32;
-        let second = self.push((0..states).flat_map(|state| automaton.values(state)).map(|value| value.to_bits()));
-        let extent = automaton.outputs() as u32;
-        self.entries.push(Entry { kind: AUTOMATON, size: states, extent, first, second, targets });
-    }
-
-    fn length(&mut self, at: usize, power: u32) {
-        let targets = self.push([at as u32]);
-        self.entries.push(Entry { kind: LENGTH, size: power, targets, ..Entry::default() });
-    }
-
-    fn substring(&mut self, at: usize, pattern: &[Token], classes: &Classes) {
-        let automaton = SuffixAutomaton::new(pattern, classes);
-        let targets = self.push([at as u32]);
-        let (first, second) = (self.push(automaton.next), self.push(automaton.links.iter().flatten().copied()));
-        let (size, extent) = (pattern.len() as u32, automaton.links.len() as u32);
-        self.entries.push(Entry { kind: SUBSTRING, size, extent, first, second, targets });
-    }
-
-    fn edit(&mut self, at: usize, pattern: &[Token], classes: &Classes) {
-        let words = pattern.len().div_ceil(32);
-        let mut masks = vec![0_u32; classes.len() * words];
-        for (i, &token) in pattern.iter().enumerate() {
-            masks[classes.of()[token as usize] as usize * words + i / 32] |= 1 << (i % 32);
-        }
-        let (targets, first) = (self.push([at as u32]), self.push(masks));
-        let (size, extent) = (pattern.len() as u32, words as u32);
-        self.entries.push(Entry { kind: EDIT, size, extent, first, targets, ..Entry::default() });
-    }
-
-    /// Appends words; returns their offset.
-    fn push(&mut self, words: impl IntoIterator<Item = u32>) -> u32 {
-        let offset = self.words.len() as u32;
-        self.words.extend(words);
-        offset
-    }
-
-    /// Header, class map, entries with final offsets, tables.
-    fn assemble(mut self, classes: &Classes) -> Vec<u32> {
-        let before = (HEADER + classes.of().len() + self.entries.len() * (size_of::<Entry>() / 4)) as u32;
-        for entry in &mut self.entries {
-            for offset in [&mut entry.first, &mut entry.second, &mut entry.targets] {
-                *offset += before;
-            }
-        }
-        let mut words = vec![self.entries.len() as u32, classes.len() as u32];
-        words.extend_from_slice(classes.of());
-        words.extend_from_slice(bytemuck::cast_slice(&self.entries));
-        words.extend(self.words);
-        words
+    /// Memory that cannot be had.
+    pub fn upload<B: Backend>(&self, backend: &B) -> Result<FeatureTable<B>> {
+        FeatureTable::assembled(backend, self.space, self.names.clone(), &self.words, self.customs.clone())
     }
 }

@@ -81,10 +81,7 @@ pub(super) fn start(chain: &Markov, plan: &mut Plan, limit: usize) {
 }
 
 fn fit_under(chain: &Markov, plan: &Plan, which: &[usize], limit: usize) -> Result<Exact> {
-    let mut features = FeatureSet::new(plan.features.space());
-    for &i in which {
-        features = features.with(plan.features.names()[i].clone(), plan.features.features()[i].clone())?;
-    }
+    let features = plan.features.subset(which);
     let pick = |i: &usize| plan.roles[*i];
     let potential = Potential::new(&Cpu, &which.iter().map(pick).collect::<Vec<_>>())?;
     let targets: Vec<f64> = which.iter().map(|&i| plan.targets[i]).collect();

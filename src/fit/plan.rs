@@ -5,7 +5,7 @@ use super::newton::EXTREME_LAMBDA;
 use super::targets::Targets;
 use crate::backend::Cpu;
 use crate::error::{Error, Result};
-use crate::features::{Feature, FeatureSet};
+use crate::features::FeatureSet;
 use crate::potential::{Potential, Role};
 
 /// A constant of the data becomes a hard constraint where luck would explain it with less than this probability.
@@ -54,8 +54,7 @@ impl<'a> Plan<'a> {
 
     /// Whether the feature is 0 or 1 by its kind.
     fn is_binary(&self, i: usize) -> bool {
-        use Feature::{EditDistance, Length, LengthSquared, LongestCommonSubstring};
-        !matches!(self.features.features()[i], Length | LengthSquared | LongestCommonSubstring(_) | EditDistance(_))
+        self.features.features()[i].is_binary()
     }
 
     fn name(&self, i: usize) -> &str {

@@ -266,6 +266,8 @@ kernels! {
     CopyRows = "copy_rows",
     /// `features.cu`: table and states in shared memory.
     FeaturesShared = "features_shared",
+    /// `features.cu`: table and states in shared memory, the class map in global memory.
+    FeaturesMapped = "features_mapped",
     /// `features.cu`: table and states in global memory.
     FeaturesGlobal = "features_global",
     /// `potential.cu`: log P.

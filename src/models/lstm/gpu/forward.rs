@@ -23,7 +23,7 @@ pub(super) struct Forward {
     pub first_slot: u32,
     pub states: u32,
     pub purpose: u32,
-    pub unused: u32,
+    pub classes: u32,
     pub seed: u64,
     pub first: u64,
     pub order: u64,
@@ -32,6 +32,7 @@ pub(super) struct Forward {
     pub lengths: u64,
     pub log_q: u64,
     pub log_model: u64,
+    pub class_of: u64,
     pub next: u64,
     pub log_h: u64,
     pub log_end: u64,
@@ -167,6 +168,6 @@ mod tests {
 
     #[test]
     fn the_argument_has_the_kernels_size() {
-        assert_eq!(size_of::<Forward>(), 272);
+        assert_eq!(size_of::<Forward>(), 280);
     }
 }

@@ -164,6 +164,8 @@ impl<L: Launcher> GpuLstm<L> {
 fn set_guide<L: Launcher>(argument: &mut forward::Forward, guide: Option<&Guide<Gpu<L>>>) {
     if let Some(guide) = guide {
         argument.states = guide.states as u32;
+        argument.classes = guide.width as u32;
+        argument.class_of = guide.classes.address();
         argument.next = guide.next.address();
         argument.log_h = guide.log_h.address();
         argument.log_end = guide.log_end.address();

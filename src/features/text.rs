@@ -1,0 +1,173 @@
+//! The text of tokens, and regular expressions over it.
+
+use std::fmt::Display;
+
+use regex_automata::dfa::{Automaton as _, StartKind, dense};
+use regex_automata::nfa::thompson;
+use regex_automata::util::{primitives::StateID, start};
+use regex_syntax::hir::Hir;
+
+use super::spelled::{Spelled, Symbols};
+use super::{Feature, explore, words};
+use crate::error::{Error, Result};
+use crate::tokens::{Space, Token, Unit, Vocab};
+
+/// What each token is in text: bytes, which need not be whole characters.
+///
+/// The text of a sequence is the texts of its content tokens one after the other, with the separator, if there is one,
+/// between any two.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Spelling {
+    tokens: Vec<Vec<u8>>,
+    separator: Option<u8>,
+}
+
+impl Spelling {
+    /// The bytes of each token of a vocabulary, `[V]`; those of BOS, EOS and PAD are not looked at.
+    pub fn new<T: Into<Vec<u8>>>(tokens: impl IntoIterator<Item = T>) -> Self {
+        Spelling { tokens: tokens.into_iter().map(Into::into).collect(), separator: None }
+    }
+
+    /// The symbols of a vocabulary; words are separated by a blank.
+    pub fn of(vocab: &Vocab) -> Self {
+        let special = [const { String::new() }; 3];
+        let symbols = vocab.symbols().iter().cloned().chain(special);
+        let separator = (vocab.unit() == Unit::Words).then_some(b' ');
+        Spelling { separator, ..Spelling::new(symbols) }
+    }
+
+    /// The same with a byte between any two tokens.
+    pub fn separated_by(self, separator: u8) -> Self {
+        Spelling { separator: Some(separator), ..self }
+    }
+
+    /// The text of a content.
+    ///
+    /// # Errors
+    /// A token without spelling.
+    pub fn text(&self, content: &[Token]) -> Result<Vec<u8>> {
+        let mut text = Vec::new();
+        for (at, &token) in content.iter().enumerate() {
+            let Some(bytes) = self.tokens.get(token as usize) else {
+                return Err(Error::argument(format!("token {at}"), format!("below {}", self.tokens.len()), token));
+            };
+            text.extend(self.separator.filter(|_| at > 0));
+            text.extend_from_slice(bytes);
+        }
+        Ok(text)
+    }
+
+    /// `Ok` where there is one for each token of `space`.
+    pub(super) fn check(&self, space: &Space) -> Result<()> {
+        crate::error::expect_len("spelling of the tokens", space.vocab as usize, self.tokens.len())
+    }
+
+    /// Each token of `space` as symbols, `of` being the symbol of each byte; EOS, BOS and PAD as none.
+    fn symbols(&self, space: &Space, of: &[u8; 256]) -> Symbols {
+        Symbols::new(self.tokens.iter().zip(0..).map(|(bytes, token)| {
+            let bytes = if space.is_content(token) { &bytes[..] } else { &[] };
+            let separator = self.separator.filter(|_| space.is_content(token));
+            separator.into_iter().chain(bytes.iter().copied()).map(|byte| of[byte as usize])
+        }))
+    }
+
+    /// The automaton of a checked text feature, of at most `limit` states.
+    ///
+    /// # Errors
+    /// More states.
+    pub(super) fn automaton(&self, space: &Space, feature: &Feature, name: &str, limit: usize) -> Result<Spelled> {
+        let (of, symbols, next, values) = match feature {
+            Feature::Regex(pattern) => regex(pattern, name, limit)?,
+            Feature::AnyText(texts) => any_text(texts).ok_or_else(|| too_large(name, limit))?,
+            other => unreachable!("{} is no feature of the text", other.kind()),
+        };
+        let (next, values) = match self.separator {
+            None => (next, values),
+            Some(separator) => without_first(of[separator as usize], symbols, &next, &values),
+        };
+        Ok(Spelled { width: symbols, next, values, symbols: self.symbols(space, &of) }.minimised())
+    }
+}
+
+/// Symbol of each byte, number of symbols, next state `[S, symbols]`, value of a text that ends in each state.
+type OverBytes = ([u8; 256], usize, Vec<u32>, Vec<f32>);
+
+/// Every token is spelled with the separator in front; a new first state swallows that of the first token.
+fn without_first(separator: u8, symbols: usize, next: &[u32], values: &[f32]) -> (Vec<u32>, Vec<f32>) {
+    let first = (0..symbols).map(|symbol| if symbol == separator as usize { 1 } else { 0 });
+    let next = first.chain(next.iter().map(|&state| state + 1)).collect();
+    (next, [&values[..1], values].concat())
+}
+
+/// The syntax tree of a regular expression.
+///
+/// # Errors
+/// What is wrong with it, and where.
+pub(super) fn parse(pattern: &str, name: &str) -> Result<Hir> {
+    let what = || format!("regular expression of feature '{name}'");
+    let invalid = |kind: &dyn Display, at: usize| {
+        let shown: String = pattern.escape_debug().collect();
+        Error::argument(what(), "valid syntax", format!("{kind} at byte {at} of '{shown}'"))
+    };
+    if pattern.is_empty() {
+        return Err(Error::argument(what(), "a pattern", "nothing"));
+    }
+    let parsed = regex_syntax::ParserBuilder::new().utf8(false).build().parse(pattern);
+    let hir = parsed.map_err(|error| match &error {
+        regex_syntax::Error::Parse(error) => invalid(error.kind(), error.span().start.offset),
+        regex_syntax::Error::Translate(error) => invalid(error.kind(), error.span().start.offset),
+        other => Error::argument(what(), "valid syntax", other.to_string().replace('\n', " ")),
+    })?;
+    if hir.properties().look_set().contains_word_unicode() {
+        return Err(Error::argument(what(), r"ASCII word boundaries, (?-u:\b)", r"Unicode's, \b"));
+    }
+    Ok(hir)
+}
+
+fn too_large(name: &str, limit: usize) -> Error {
+    Error::argument(format!("automaton of feature '{name}'"), format!("at most {limit} states"), "more")
+}
+
+/// The automaton of the texts in which the expression matches anywhere: once it has, it stays so.
+fn regex(pattern: &str, name: &str, limit: usize) -> Result<OverBytes> {
+    const MATCHED: u32 = u32::MAX;
+    let too_large = || too_large(name, limit);
+    let hir = parse(pattern, name)?;
+    // Bytes that determinisation may take: a state costs its row of up to 257 words, and its set of NFA states.
+    let bytes = limit.saturating_mul(4096).clamp(1 << 20, 1 << 30);
+    let nfa = thompson::Compiler::new()
+        .configure(thompson::Config::new().utf8(false).nfa_size_limit(Some(bytes)))
+        .build_from_hir(&hir)
+        .map_err(|_| too_large())?;
+    let config = dense::Config::new().accelerate(false).start_kind(StartKind::Unanchored);
+    let config = config.dfa_size_limit(Some(bytes)).determinize_size_limit(Some(bytes));
+    let dfa = dense::Builder::new().configure(config).build_from_nfa(&nfa).map_err(|_| too_large())?;
+    let start = dfa.start_state(&start::Config::new()).map_err(|_| too_large())?;
+    let classes = dfa.byte_classes();
+    let of: [u8; 256] = std::array::from_fn(|byte| classes.get(byte as u8));
+    let bytes: Vec<u8> = classes.representatives(0..=255).filter_map(|unit| unit.as_u8()).collect();
+    let id = |state: StateID| if dfa.is_match_state(state) { MATCHED } else { state.as_u32() };
+    let state = |id: u32| StateID::new_unchecked(id as usize);
+    let step = |from: u32, symbol: usize| match from {
+        MATCHED => MATCHED,
+        from => id(dfa.next_state(state(from), bytes[symbol])),
+    };
+    let (states, next) = explore(id(start), bytes.len(), limit, step).ok_or_else(too_large)?;
+    let accepts = |&id: &u32| id == MATCHED || dfa.is_match_state(dfa.next_eoi_state(state(id)));
+    Ok((of, bytes.len(), next, states.iter().map(|id| f32::from(u8::from(accepts(id)))).collect()))
+}
+
+/// The automaton of the texts in which any of `texts` occurs; `None` where it would have 2³² states.
+fn any_text(texts: &[String]) -> Option<OverBytes> {
+    let (mut of, mut symbols) = ([0_u8; 256], 1);
+    // Symbol 0: bytes in no word. UTF-8 has fewer than 256 different bytes, so the numbers suffice.
+    for byte in texts.iter().flat_map(|text| text.bytes()) {
+        if of[byte as usize] == 0 {
+            of[byte as usize] = symbols as u8;
+            symbols += 1;
+        }
+    }
+    let words = texts.iter().map(|text| text.bytes().map(|byte| u32::from(of[byte as usize])));
+    let (next, values) = words::AhoCorasick::new(words, symbols)?.containing();
+    Some((of, symbols, next, values))
+}
