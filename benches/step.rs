@@ -36,13 +36,22 @@ fn step_on<B: LstmBackend>(criterion: &mut Criterion, id: &str, backend: &B) {
     // Each phase needs what those before it leave; the first pass also makes the models' workspaces.
     workload.step().expect("a step");
     workload.check().expect("right answers");
-    for (name, phase) in phases() {
+    let mut time = |name, phase: Phase<B>, workload: &mut Workload<B>| {
         let mut group = criterion.benchmark_group(name);
         group.throughput(Throughput::Elements(size.batch as u64));
         group.sampling_mode(SamplingMode::Flat).sample_size(10);
         group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(5));
-        group.bench_function(id, |bencher| bencher.iter(|| phase(&mut workload).expect("a phase")));
+        group.bench_function(id, |bencher| {
+            bencher.iter(|| phase(workload).and_then(|()| workload.wait()).expect("a phase"));
+        });
         group.finish();
+    };
+    for (name, phase) in phases() {
+        time(name, phase, &mut workload);
+    }
+    // As the trainer runs it on a GPU: one CUDA graph.
+    if workload.record().expect("a recording") {
+        time("dpg_step_recorded", Workload::replay, &mut workload);
     }
     workload.check().expect("right answers");
 }

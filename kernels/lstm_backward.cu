@@ -250,26 +250,16 @@ LSTM_BACKWARD(lstm_backward_2, 2)
 extern "C" __global__ void __launch_bounds__(1024)
 lstm_rows(const float* weights, uint32_t rows, uint32_t all, uint32_t* order, uint32_t* count, double* log_probs,
           unsigned long long* status) {
-  SHARED(uint32_t, before, [33]);
-  const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   uint32_t total = 0;
   for (uint32_t first = 0; first < rows; first += blockDim.x) {
     const uint32_t row = first + threadIdx.x;
     const float weight = row < rows ? weights[row] : 0.0f;
     if (!isfinite(weight)) note_fault(status, row, kBadWeight);
     const bool wanted = row < rows && (all || weight != 0.0f);
-    const uint32_t votes = __ballot_sync(~0u, wanted);
-    if (lane == 0) before[warp + 1] = __popc(votes);
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      before[0] = total;
-      for (uint32_t i = 0; i < warps; i++) before[i + 1] += before[i];
-    }
-    __syncthreads();
-    if (wanted) order[before[warp] + __popc(votes & ((1u << lane) - 1))] = row;
+    const Rank rank = block_rank(wanted);
+    if (wanted) order[total + rank.before] = row;
     else if (row < rows) log_probs[row] = NAN;
-    total = before[warps];
-    __syncthreads();
+    total += rank.all;
   }
   if (threadIdx.x == 0) *count = total;
 }

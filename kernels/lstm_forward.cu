@@ -29,6 +29,7 @@ struct LstmForward {
   uint32_t purpose;
   uint32_t classes;       // of the guide
   uint64_t seed, first;   // of the draw
+  const uint64_t* skip;   // added to `first`
   const uint32_t* order;  // training: the row of each slot
   const uint32_t* count;  // training: slots in use
   uint32_t* tokens;       // written when sampling
@@ -51,7 +52,7 @@ struct LstmForward {
   Dropout dropout;        // training
   unsigned long long* status;
 };
-static_assert(sizeof(LstmForward) == 280, "src/models/lstm/gpu/forward.rs has the same layout");
+static_assert(sizeof(LstmForward) == 288, "src/models/lstm/gpu/forward.rs has the same layout");
 
 template <int TILES, bool SPLIT> struct Forward {
   static constexpr int kRows = 16 * TILES, kParts = SPLIT ? 2 : 1;
@@ -381,7 +382,7 @@ template <int TILES, bool SPLIT> struct Forward {
   }
 
   __device__ __forceinline__ float uniform(uint32_t local, uint32_t t) const {
-    return to_unit(philox(a.seed, a.first + row[local], t, a.purpose).x);
+    return to_unit(philox(a.seed, a.first + *a.skip + row[local], t, a.purpose).x);
   }
 
   __device__ __forceinline__ void keep_residual(uint32_t local, uint32_t t, const float* z, Softmax model, uint32_t emitted) {

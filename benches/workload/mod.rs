@@ -4,12 +4,13 @@
 //! models then have exactly `vocab` outputs, and every sequence is cut at the longest length.
 
 use ebm_dpg::adam::AdamOptions;
+use ebm_dpg::backend::Record;
 use ebm_dpg::features::{Feature, FeatureSet, FeatureTable};
 use ebm_dpg::models::{Coefficients, Lstm, LstmBackend, LstmShape, Policy, Sampler, Scorer, Weighting};
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space, Token};
-use ebm_dpg::weights::{log_sum_exp, weights};
+use ebm_dpg::tune::{Choice, Chosen, NewDraws, Pool};
 use ebm_dpg::{Error, Result};
 
 /// Patterns of five tokens, each a feature with λ = 1.
@@ -37,7 +38,7 @@ impl Default for Size {
     }
 }
 
-/// Three LSTMs (q, r, π) and the memory of a step, on a backend.
+/// Three LSTMs (q, r, π) and the memory of a step, on a backend. A step is the trainer's, with one update on all its draws.
 pub struct Workload<B: LstmBackend> {
     backend: B,
     proposal: B::Lstm,
@@ -52,11 +53,13 @@ pub struct Workload<B: LstmBackend> {
     phi: B::Buffer<f32>,
     log_p: B::Buffer<f64>,
     log_w: B::Buffer<f64>,
-    /// The trainer, too, finds the scale of the weights on the host.
-    host_log_w: Vec<f64>,
-    weights: B::Buffer<f32>,
+    pool: Pool<B>,
+    chosen: Chosen<B>,
+    rate: B::Buffer<f32>,
     log_pi: B::Buffer<f64>,
     draws: u64,
+    /// A step, and the number of its first draw.
+    recording: Option<(B::Recording, u64)>,
 }
 
 impl<B: LstmBackend> Workload<B> {
@@ -70,6 +73,8 @@ impl<B: LstmBackend> Workload<B> {
             features = features.with(format!("pattern {i}"), Feature::Contains(pattern))?;
         }
         let column = |what| backend.zeros(rows, what);
+        let mut rate = backend.zeros(1, "learning rate")?;
+        backend.upload(&[1.0], &mut rate)?;
         Ok(Workload {
             proposal: model(0)?,
             base: model(1)?,
@@ -83,10 +88,12 @@ impl<B: LstmBackend> Workload<B> {
             phi: backend.zeros(rows * PATTERNS as usize, "features")?,
             log_p: column("log P")?,
             log_w: column("log w")?,
-            host_log_w: vec![0.0; rows],
-            weights: backend.zeros(rows, "weights")?,
+            pool: Pool::new(backend, space, rows, rows, 0.0, None)?,
+            chosen: Chosen::new(backend, space, rows)?,
+            rate,
             log_pi: column("log π")?,
             draws: 0,
+            recording: None,
             backend: backend.clone(),
         })
     }
@@ -100,62 +107,78 @@ impl<B: LstmBackend> Workload<B> {
         let (draw, rows) = (Draw::new(0, Purpose::Tune).skip(self.draws), self.rows());
         self.draws += rows as u64;
         let (log_q, log_model) = (B::view_mut(&mut self.log_q, rows), B::view_mut(&mut self.log_model, rows));
-        self.proposal.sample(draw, None, &mut self.batch, log_q, log_model)?;
-        self.wait()
+        self.proposal.sample(draw, None, &mut self.batch, log_q, log_model)
     }
 
     /// log r(x).
     pub fn score(&mut self) -> Result<()> {
         let rows = self.rows();
-        self.base.score(&self.batch, B::view_mut(&mut self.log_base, rows))?;
-        self.wait()
+        self.base.score(&self.batch, B::view_mut(&mut self.log_base, rows))
     }
 
-    /// φ(x), log P(x), and w = P/q over its sum.
+    /// φ(x), log P(x), and w = P/q.
     pub fn features(&mut self) -> Result<()> {
         let (rows, values) = (self.rows(), self.rows() * PATTERNS as usize);
         self.features.evaluate(&self.backend, &self.batch, B::view_mut(&mut self.phi, values))?;
         let (log_base, phi) = (B::view(&self.log_base, rows), B::view(&self.phi, values));
         self.potential.log_potential(&self.backend, log_base, phi, B::view_mut(&mut self.log_p, rows))?;
-        self.weigh(0.0)?;
-        self.backend.download(&self.log_w, &mut self.host_log_w)?;
-        self.weigh(log_sum_exp(&self.host_log_w))
-    }
-
-    fn weigh(&mut self, log_scale: f64) -> Result<()> {
-        let rows = self.rows();
         let (log_p, log_q) = (B::view(&self.log_p, rows), B::view(&self.log_q, rows));
-        let (log_w, to) = (B::view_mut(&mut self.log_w, rows), B::view_mut(&mut self.weights, rows));
-        weights(&self.backend, log_p, log_q, log_scale, log_w, to)
+        self.backend.weigh(&mut self.pool, log_p, log_q, B::view_mut(&mut self.log_w, rows))
     }
 
-    /// Σ w ∇log π(x), and Adam.
+    /// Σ w ∇log π(x) over the mean of w, and Adam.
     pub fn gradient(&mut self) -> Result<()> {
-        let rows = self.rows();
+        let (backend, rows) = (&self.backend, self.rows());
+        let (log_w, log_q) = (B::view(&self.log_w, rows), B::view(&self.log_q, rows));
+        let draws = NewDraws { batch: &self.batch, log_w, log_q, all: true, fresh: true };
+        backend.keep(&mut self.pool, &draws)?;
+        backend.mean(&mut self.pool, false)?;
+        let draw = Draw::new(0, Purpose::Shuffle);
+        let choice = Choice { uses: usize::MAX, draw, reward_baseline: 0.0, rate: &self.rate };
+        backend.choose(&mut self.pool, &mut self.chosen, &choice)?;
         let coefficients = Coefficients {
             weighting: Weighting::Given,
-            weights: B::view(&self.weights, rows),
+            weights: B::view(&self.chosen.weights, rows),
             log_q: None,
             scale: 0.0,
             dropout: None,
         };
-        self.policy.gradient(&self.batch, &coefficients, B::view_mut(&mut self.log_pi, rows))?;
-        self.policy.update(&AdamOptions::default())?;
-        self.wait()
+        self.policy.gradient(&self.chosen.batch, &coefficients, B::view_mut(&mut self.log_pi, rows))?;
+        self.policy.update_at(&AdamOptions::default(), B::view(&self.chosen.rate, 1))?;
+        backend.note_loss(&mut self.pool, &self.chosen, B::view(&self.log_pi, rows), 0.0)
     }
 
+    #[allow(dead_code, reason = "the allocation test has no device")]
     /// Waits for the device, so that a phase's time is its own.
-    fn wait(&self) -> Result<()> {
+    pub fn wait(&self) -> Result<()> {
         self.backend.download(&self.log_q, &mut [0.0])
     }
 
     /// All phases.
-    #[allow(dead_code, reason = "the example times the phases one by one")]
     pub fn step(&mut self) -> Result<()> {
         self.sample()?;
         self.score()?;
         self.features()?;
         self.gradient()
+    }
+
+    /// Records a step, to be replayed; false where the backend does not record. Not before the first step.
+    #[allow(dead_code, reason = "the allocation test launches each step")]
+    pub fn record(&mut self) -> Result<bool> {
+        let (backend, first) = (self.backend.clone(), self.draws);
+        let recording = backend.record(|| self.step())?;
+        self.draws = first;
+        self.recording = recording.map(|recording| (recording, first));
+        Ok(self.recording.is_some())
+    }
+
+    /// The recorded step, with the next draws.
+    #[allow(dead_code, reason = "the allocation test launches each step")]
+    pub fn replay(&mut self) -> Result<()> {
+        let (recording, first) = self.recording.as_ref().expect("recorded");
+        assert!(self.backend.replay(recording, self.draws - first)?, "memory was given back");
+        self.draws += self.rows() as u64;
+        Ok(())
     }
 
     /// # Errors
@@ -168,8 +191,9 @@ impl<B: LstmBackend> Workload<B> {
         };
         let sane = |log_prob: &f64| log_prob.is_finite() && *log_prob < 0.0;
         let mut host = vec![0.0f32; rows];
-        self.backend.download(&self.weights, &mut host)?;
-        let total: f64 = host.iter().map(|&weight| f64::from(weight)).sum();
+        self.backend.download(&self.chosen.weights, &mut host)?;
+        // A weight is per token.
+        let total = host.iter().map(|&weight| f64::from(weight)).sum::<f64>() * longest as f64;
         let log_probs = [column(&self.log_q)?, column(&self.log_base)?, column(&self.log_pi)?];
         let fault = if self.batch.download(&self.backend)?.total_tokens() != rows * longest {
             "not every sequence has full length"

@@ -42,3 +42,19 @@ template <typename T> DEV_FN T block_max(T value) {
   __syncthreads();  // the array may be used again
   return value;
 }
+
+// How many threads of the block before this one say yes, and how many of all; up to 1024 threads, a multiple of 32.
+struct Rank {
+  uint32_t before, all;
+};
+DEV_FN Rank block_rank(bool yes) {
+  SHARED(uint32_t, counts, [32]);
+  const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  const uint32_t votes = __ballot_sync(~0u, yes);
+  if (lane == 0) counts[warp] = __popc(votes);
+  __syncthreads();
+  const uint32_t count = lane < warps ? counts[lane] : 0, lower = warp_sum(lane < warp ? count : 0);
+  const Rank rank{lower + __popc(votes & ((1u << lane) - 1)), warp_sum(count)};
+  __syncthreads();  // the array may be used again
+  return rank;
+}

@@ -11,22 +11,27 @@ impl<L: Launcher> AdamKernel for Gpu<L> {
     fn adam(
         &self,
         options: &AdamOptions,
+        rate: Option<GpuView<'_, f32>>,
         state: &mut AdamState<Self>,
         gradient: GpuView<'_, f32>,
         parameters: GpuViewMut<'_, f32>,
     ) -> Result<()> {
         let (len, partials) = (gradient.len() as u64, gradient.len().div_ceil(BLOCK));
-        state.steps += 1;
-        let (rate, inverse_root2) = options.corrected(state.steps);
-        self.with_scratch(partials, |scratch| {
-            // SAFETY: gradient, moments and parameters all have `len` values, the scratch memory `partials` doubles.
+        let rate = rate.as_ref().map_or(Argument::Pointer(0), Argument::from);
+        self.with_scratch(partials + 1, |scratch| {
+            let scale = Argument::Pointer(scratch.address() + (partials * size_of::<f64>()) as u64);
+            // SAFETY: gradient, moments and parameters all have `len` values, the steps and the rate one; the scratch
+            // memory has `partials` doubles and two floats behind them.
             unsafe {
-                // adam_norm(const float* gradient, uint64_t len, double* partials)
+                // adam_norm(const float* gradient, uint64_t len, double* partials, float learning_rate, float beta1,
+                //   float beta2, const float* rate, uint64_t* steps, float2* scale)
                 let grid = Grid::new(partials as u32, 256);
-                self.launch(Kernel::AdamNorm, grid, arguments![&gradient, len, &*scratch])?;
+                let (rate_of, beta1, beta2) = (options.learning_rate, options.beta1, options.beta2);
+                let arguments = arguments![&gradient, len, &*scratch, rate_of, beta1, beta2, rate, &state.steps, scale];
+                self.launch(Kernel::AdamNorm, grid, arguments)?;
                 // adam_step(const float* gradient, float* parameters, float* first, float* second, uint64_t len,
-                //   const double* partials, uint32_t partial_count, float clip, float rate, float inverse_root2,
-                //   float beta1, float beta2, float epsilon, uint64_t* status)
+                //   const double* partials, uint32_t partial_count, float clip, float beta1, float beta2, float epsilon,
+                //   const float2* scale, unsigned long long* status)
                 self.launch(
                     Kernel::Adam,
                     Grid::over(gradient.len(), 256),
@@ -39,11 +44,10 @@ impl<L: Launcher> AdamKernel for Gpu<L> {
                         Argument::from(&*scratch),
                         (partials as u32).into(),
                         options.clip.into(),
-                        rate.into(),
-                        inverse_root2.into(),
-                        options.beta1.into(),
-                        options.beta2.into(),
+                        beta1.into(),
+                        beta2.into(),
                         options.epsilon.into(),
+                        scale,
                         self.status(),
                     ],
                 )

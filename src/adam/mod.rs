@@ -63,8 +63,8 @@ pub struct AdamState<B: Memory> {
     pub first: B::Buffer<f32>,
     /// Second moments.
     pub second: B::Buffer<f32>,
-    /// Steps taken.
-    pub steps: u64,
+    /// Steps taken, one value.
+    pub steps: B::Buffer<u64>,
 }
 
 impl<B: Backend> AdamState<B> {
@@ -73,20 +73,22 @@ impl<B: Backend> AdamState<B> {
         Ok(AdamState {
             first: backend.zeros(len, "Adam moments")?,
             second: backend.zeros(len, "Adam moments")?,
-            steps: 0,
+            steps: backend.zeros(1, "Adam steps")?,
         })
     }
 }
 
 /// The kernel of this stage.
 pub trait AdamKernel: Memory {
-    /// One ascent step on `parameters` (`[N]`) along `gradient` (`[N]`), fused over all of them.
+    /// One ascent step on `parameters` (`[N]`) along `gradient` (`[N]`), fused over all of them. `rate`, one value on the
+    /// backend, multiplies the learning rate; at 0 there is no step, and nothing changes.
     ///
     /// # Errors
     /// A gradient norm that is not finite: nothing is changed then.
     fn adam(
         &self,
         options: &AdamOptions,
+        rate: Option<Self::View<'_, f32>>,
         state: &mut AdamState<Self>,
         gradient: Self::View<'_, f32>,
         parameters: Self::ViewMut<'_, f32>,
@@ -104,17 +106,23 @@ impl AdamKernel for Cpu {
     fn adam(
         &self,
         options: &AdamOptions,
+        rate: Option<&[f32]>,
         state: &mut AdamState<Cpu>,
         gradient: &[f32],
         parameters: &mut [f32],
     ) -> Result<()> {
+        let rate = rate.map_or(1.0, |rate| rate[0]);
+        if rate == 0.0 {
+            return Ok(());
+        }
+        let options = AdamOptions { learning_rate: options.learning_rate * rate, ..*options };
         let norm = norm(gradient);
         if !norm.is_finite() {
             return Err(Error::not_a_number("gradient", format!("global norm {norm}")));
         }
-        state.steps += 1;
+        state.steps[0] += 1;
         let scale = if norm > f64::from(options.clip) { (f64::from(options.clip) / norm) as f32 } else { 1.0 };
-        let (rate, inverse_root2) = options.corrected(state.steps);
+        let (rate, inverse_root2) = options.corrected(state.steps[0]);
         let moments = state.first.iter_mut().zip(&mut state.second);
         for ((parameter, &g), (m, v)) in parameters.iter_mut().zip(gradient).zip(moments) {
             let g = g * scale;
@@ -135,7 +143,7 @@ mod tests {
         let options = AdamOptions { learning_rate: 0.1, ..Default::default() };
         let mut state = AdamState::new(&Cpu, 2).unwrap();
         let mut parameters = vec![1.0, 1.0];
-        Cpu.adam(&options, &mut state, &[3.0, -0.01], &mut parameters).unwrap();
+        Cpu.adam(&options, None, &mut state, &[3.0, -0.01], &mut parameters).unwrap();
         assert!((parameters[0] - 1.1).abs() < 1e-5 && (parameters[1] - 0.9).abs() < 1e-4, "{parameters:?}");
     }
 
@@ -144,11 +152,22 @@ mod tests {
         let options = AdamOptions { clip: 1.0, ..Default::default() };
         let mut state = AdamState::new(&Cpu, 2).unwrap();
         let mut parameters = vec![0.0, 0.0];
-        Cpu.adam(&options, &mut state, &[30.0, 40.0], &mut parameters).unwrap();
+        Cpu.adam(&options, None, &mut state, &[30.0, 40.0], &mut parameters).unwrap();
         assert!((state.first[0] - 0.06).abs() < 1e-6 && (state.first[1] - 0.08).abs() < 1e-6);
         let before = parameters.clone();
-        assert!(Cpu.adam(&options, &mut state, &[f32::NAN, 0.0], &mut parameters).is_err());
-        assert_eq!((parameters, state.steps), (before, 1));
+        assert!(Cpu.adam(&options, None, &mut state, &[f32::NAN, 0.0], &mut parameters).is_err());
+        assert_eq!((parameters, state.steps), (before, vec![1]));
+    }
+
+    #[test]
+    fn a_rate_of_zero_is_no_step_and_a_half_is_half_a_step() {
+        let options = AdamOptions { learning_rate: 0.1, ..Default::default() };
+        let mut state = AdamState::new(&Cpu, 1).unwrap();
+        let mut parameters = vec![1.0];
+        Cpu.adam(&options, Some(&[0.0]), &mut state, &[f32::NAN], &mut parameters).unwrap();
+        assert_eq!((&parameters, &state.first, &state.steps), (&vec![1.0], &vec![0.0], &vec![0]));
+        Cpu.adam(&options, Some(&[0.5]), &mut state, &[3.0], &mut parameters).unwrap();
+        assert!((parameters[0] - 1.05).abs() < 1e-6, "{parameters:?}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::features::FeatureKernel;
 use crate::potential::PotentialKernel;
 use crate::tokens::TokenKernel;
+use crate::tune::PoolKernel;
 use crate::weights::{StatisticsKernel, WeightKernel};
 
 mod cpu;
@@ -62,14 +63,41 @@ pub trait Memory: Clone + std::fmt::Debug + Send + Sync + Sized + 'static {
     fn download<T: Element>(&self, from: &Self::Buffer<T>, to: &mut [T]) -> Result<()>;
 }
 
+/// Work on this memory that is put down once and run again and again, with nothing left to do on the host.
+pub trait Record: Memory {
+    /// A sequence of launches and copies.
+    type Recording;
+
+    /// Puts down what `work` launches without running it; `None`, and `work` is not called, where this backend gains
+    /// nothing by that.
+    ///
+    /// # Errors
+    /// Those of `work`, which may neither ask for memory nor move data from or to the host.
+    fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Option<Self::Recording>>;
+
+    /// Runs what was recorded, every [`Draw`](crate::rng::Draw) of sequences `skip` sequences later. `false`, and nothing
+    /// has run, where memory has been given back since, which the recording may use.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn replay(&self, recording: &Self::Recording, skip: u64) -> Result<bool>;
+}
+
 /// A place where the stages run: its memory, and each stage's kernel over it.
 pub trait Backend:
-    Memory + TokenKernel + FeatureKernel + PotentialKernel + WeightKernel + StatisticsKernel + AdamKernel
+    Record + TokenKernel + FeatureKernel + PotentialKernel + WeightKernel + StatisticsKernel + AdamKernel + PoolKernel
 {
 }
 
 impl<B> Backend for B where
-    B: Memory + TokenKernel + FeatureKernel + PotentialKernel + WeightKernel + StatisticsKernel + AdamKernel
+    B: Record
+        + TokenKernel
+        + FeatureKernel
+        + PotentialKernel
+        + WeightKernel
+        + StatisticsKernel
+        + AdamKernel
+        + PoolKernel
 {
 }
 

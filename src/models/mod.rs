@@ -135,6 +135,13 @@ pub trait Policy<B: Backend>: Sampler<B> + Send + Sized {
     /// A gradient that is not finite: [`crate::Error::NotANumber`], parameters unchanged.
     fn update(&mut self, adam: &AdamOptions) -> Result<()>;
 
+    /// As [`Policy::update`], with the learning rate times `rate`, one value on the backend; at 0 there is no step, and
+    /// nothing changes. So whether to step can be decided without the host.
+    ///
+    /// # Errors
+    /// As [`Policy::update`].
+    fn update_at(&mut self, adam: &AdamOptions, rate: B::View<'_, f32>) -> Result<()>;
+
     /// Copies the parameters of `from` (q ← π) into this model's own memory, without allocating.
     ///
     /// # Errors

@@ -243,7 +243,7 @@ impl Batch<Cpu> {
         self.lengths[..self.rows].iter().map(|&n| n as usize).sum()
     }
 
-    fn set(&mut self, row: usize, sequence: &[Token]) {
+    pub(crate) fn set(&mut self, row: usize, sequence: &[Token]) {
         let stride = self.space.longest as usize;
         let slot = &mut self.tokens[row * stride..(row + 1) * stride];
         slot[..sequence.len()].copy_from_slice(sequence);

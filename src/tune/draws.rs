@@ -20,14 +20,14 @@ pub enum Source {
     Policy,
 }
 
-/// A batch of draws: tokens, log q, log r, φ and log P of each row, on the backend and, but for tokens, also on
-/// the host.
+/// A batch of draws: tokens, log q, log r, φ and log P of each row, on the backend and, but for tokens and where asked for,
+/// also on the host.
 pub struct Draws<B: Backend> {
     /// The sequences.
     pub batch: Batch<B>,
     log_q: B::Buffer<f64>,
     log_base: B::Buffer<f64>,
-    log_p: B::Buffer<f64>,
+    pub(super) log_p: B::Buffer<f64>,
     phi: B::Buffer<f32>,
     /// log q per row.
     pub host_log_q: Vec<f64>,
@@ -68,12 +68,37 @@ impl<B: Backend> Draws<B> {
         B::view(&self.log_q, self.batch.rows)
     }
 
-    /// Fills all rows from `source`: sequence, log q, log r, φ, log P. When r itself samples, log r comes from the same
-    /// pass as log q.
+    /// log P per row, on the backend.
+    pub fn log_p(&self) -> B::View<'_, f64> {
+        B::view(&self.log_p, self.batch.rows)
+    }
+
+    /// As [`Draws::draw`], and brings all but the tokens to the host.
     ///
     /// # Errors
-    /// A guided source without a guide, a policy source without a policy, NaN in log P.
+    /// As there; a log w that is NaN or +∞.
     pub fn fill<R: Sampler<B>, P: Sampler<B>>(
+        &mut self,
+        backend: &B,
+        target: &mut Target<'_, B, R>,
+        source: Source,
+        policy: Option<&mut P>,
+        draw: Draw,
+    ) -> Result<()> {
+        self.draw(backend, target, source, policy, draw)?;
+        backend.download(&self.log_q, &mut self.host_log_q)?;
+        backend.download(&self.log_base, &mut self.host_log_base)?;
+        backend.download(&self.log_p, &mut self.host_log_p)?;
+        backend.download(&self.phi, &mut self.host_phi)?;
+        self.weigh()
+    }
+
+    /// Fills all rows on the backend from `source`: sequence, log q, log r, φ, log P. When r itself samples, log r comes
+    /// from the same pass as log q.
+    ///
+    /// # Errors
+    /// A guided source without a guide, a policy source without a policy.
+    pub fn draw<R: Sampler<B>, P: Sampler<B>>(
         &mut self,
         backend: &B,
         target: &mut Target<'_, B, R>,
@@ -103,12 +128,7 @@ impl<B: Backend> Draws<B> {
             B::view(&self.log_base, rows),
             B::view(&self.phi, rows * target.features.len()),
             B::view_mut(&mut self.log_p, rows),
-        )?;
-        backend.download(&self.log_q, &mut self.host_log_q)?;
-        backend.download(&self.log_base, &mut self.host_log_base)?;
-        backend.download(&self.log_p, &mut self.host_log_p)?;
-        backend.download(&self.phi, &mut self.host_phi)?;
-        self.weigh()
+        )
     }
 
     /// log w = log P − log q.

@@ -21,11 +21,12 @@ mod evaluate;
 mod judge;
 mod pool;
 mod rejection;
-mod step;
 mod tuner;
 
 pub use draws::{Draws, Source};
 pub use evaluate::{Evaluation, evaluate};
+pub use pool::{Choice, Chosen, Ledger, NewDraws, Pool, PoolKernel};
+pub use rejection::Rejection;
 
 /// What the policy is trained towards: P = r·b·exp⟨λ, φ⟩, and a look-ahead that guides r towards it.
 pub struct Target<'a, B: Backend, R> {
@@ -57,6 +58,11 @@ impl Method {
     /// Whether π itself proposes, so that draws serve one update only.
     fn is_on_policy(self) -> bool {
         matches!(self, Method::DpgOnPolicy | Method::Reinforce)
+    }
+
+    /// Whether sequences have the weight P/q.
+    fn is_dpg(self) -> bool {
+        matches!(self, Method::DpgOffPolicy | Method::DpgOnPolicy)
     }
 }
 
@@ -255,8 +261,7 @@ pub fn tune<B: Backend, R: Sampler<B>, P: Policy<B>>(
     let batches = options.samples.div_ceil(rows);
     let evaluations = |batches_done: usize| batches_done as u128 * options.evaluations as u128 / batches as u128;
     for batch in 0..batches {
-        tuner.draw(Draw::new(options.seed, Purpose::Tune).skip((batch * rows) as u64))?;
-        tuner.train()?;
+        tuner.step(Draw::new(options.seed, Purpose::Tune).skip((batch * rows) as u64))?;
         let due = evaluations(batch + 1) > evaluations(batch);
         if due {
             tuner.evaluate()?;

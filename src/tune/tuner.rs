@@ -1,16 +1,14 @@
 //! The training loop's state and its stages.
 
 use super::judge::{Comparison, DataJudge, Judge, Verdict};
-use super::pool::Pool;
-use super::rejection::Rejection;
-use super::step::{Step, Update};
-use super::{Draws, Method, Record, Source, Swap, Target, TuneData, TuneOptions, Tuned};
-use crate::adam::AdamOptions;
+use super::{
+    Choice, Chosen, Draws, Method, NewDraws, Pool, Record, Rejection, Source, Swap, Target, TuneData, TuneOptions,
+    Tuned,
+};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::models::{Policy, Sampler, Weighting, check_batch};
+use crate::models::{Coefficients, Policy, Sampler, Weighting, check_batch};
 use crate::rng::{Draw, Purpose};
-use crate::weights::LogMean;
 
 /// Everything the loop works in; made once, so that no step allocates.
 pub(super) struct Tuner<'a, 'b, B: Backend, R, P> {
@@ -23,23 +21,33 @@ pub(super) struct Tuner<'a, 'b, B: Backend, R, P> {
     options: &'a TuneOptions,
     data: TuneData<'a, B>,
     draws: Draws<B>,
-    /// The rows of the draws that the pool takes.
-    kept: Vec<u32>,
+    /// log w of the draws.
+    log_w: B::Buffer<f64>,
     pool: Pool<B>,
-    step: Step<B>,
     rejection: Rejection,
+    /// The share of the full learning rate that this step's updates have, one value.
+    rate: B::Buffer<f32>,
+    chosen: Chosen<B>,
+    log_pi: B::Buffer<f64>,
+    steps: Steps<B::Recording>,
     judge: Judge<B>,
     data_judge: Option<DataJudge<B>>,
     /// Draws from π whose features show its moments.
     look: Draws<B>,
-    log_z: LogMean,
-    /// The running log of the mean reward, for REINFORCE.
-    log_reward: LogMean,
     pub samples: usize,
-    updates: usize,
     swaps: usize,
     evaluations: u64,
     pub history: Vec<Record>,
+}
+
+/// How a step is run: the launches of one are those of the next, but for where its draws begin.
+enum Steps<R> {
+    /// One by one, as workspaces are yet to be made.
+    First,
+    /// The next is recorded.
+    Second,
+    /// As it was recorded with this draw.
+    Recorded(R, Draw),
 }
 
 impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
@@ -59,112 +67,116 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
         let cache = if options.method.is_on_policy() { rows } else { options.cache.max(rows) };
         let extra = data.extra.filter(|_| options.method == Method::Distill);
         let held_out = data.held_out.filter(|_| options.swap == Swap::CrossEntropy);
+        let rejection = Rejection::new(source, target.potential, options.seed);
+        let pool = Pool::new(backend, space, cache, rows, rejection.log_bound, extra)?;
+        // Of one batch in all, no update has more than its rows.
+        let most = cache.min(options.samples.div_ceil(rows).saturating_mul(rows)).saturating_add(pool.pinned);
+        let chosen = Chosen::new(backend, space, options.batch.min(most))?;
         Ok(Tuner {
             backend,
             proposal: swaps.then(|| policy.try_clone()).transpose()?,
             source,
             options,
             draws: Draws::new(backend, space, rows, features)?,
-            kept: Vec::with_capacity(rows),
-            pool: Pool::new(backend, space, cache, extra)?,
-            step: Step::new(
-                backend,
-                space,
-                options.batch.min(cache.saturating_add(extra.map_or(0, |extra| extra.rows))),
-            )?,
-            rejection: Rejection::new(source, target.potential, options.seed),
+            log_w: backend.zeros(rows, "log-weights")?,
+            pool,
+            rejection,
+            rate: backend.zeros(1, "learning rate")?,
+            log_pi: backend.zeros(chosen.rows(), "step log-probs")?,
+            chosen,
+            steps: Steps::First,
             judge: Judge::new(backend, space, options.evaluation_rows, features)?,
             data_judge: held_out.map(|data| DataJudge::new(backend, data.rows)).transpose()?,
             look: Draws::new(backend, space, options.evaluation_rows, features)?,
             data,
             target,
             policy,
-            log_z: LogMean::new(),
-            log_reward: LogMean::new(),
             samples: 0,
-            updates: 0,
             swaps: 0,
             evaluations: 0,
             history: Vec::new(),
         })
     }
 
-    /// Draws a batch from q and puts it where updates find it.
-    pub fn draw(&mut self, draw: Draw) -> Result<()> {
-        self.fill(draw)?;
-        self.samples += self.draws.rows();
-        self.log_z.push(&self.draws.host_log_w)?;
-        if self.options.method.is_on_policy() {
-            self.pool.clear();
+    /// One batch of draws and the updates that follow it. Nothing in it waits for a device: what depends on the draws is
+    /// decided there.
+    pub fn step(&mut self, draw: Draw) -> Result<()> {
+        let backend = self.backend;
+        backend.upload(&[self.options.rate(self.samples)], &mut self.rate)?;
+        self.samples += self.draws.batch.capacity();
+        if let Steps::Recorded(recording, first) = &self.steps {
+            if backend.replay(recording, draw.first - first.first)? {
+                return Ok(());
+            }
+            self.steps = Steps::First;
         }
-        match self.options.method {
-            Method::DpgOffPolicy | Method::DpgOnPolicy => self.keep_weighted(),
-            Method::Reinforce => self.keep_rewards(),
-            Method::Distill => self.keep_accepted(draw),
+        if let Steps::Second = self.steps
+            && let Some(recording) = backend.record(|| self.run(draw))?
+        {
+            backend.replay(&recording, 0)?;
+            self.steps = Steps::Recorded(recording, draw);
+            return Ok(());
         }
+        self.steps = Steps::Second;
+        self.run(draw)
     }
 
-    /// Fills the draws from the current proposal; on-policy methods propose from π itself.
-    fn fill(&mut self, draw: Draw) -> Result<()> {
+    fn run(&mut self, draw: Draw) -> Result<()> {
+        self.draw(draw)?;
+        self.keep(draw)?;
+        self.train()
+    }
+
+    /// Draws a batch from the current proposal; on-policy methods propose from π itself.
+    fn draw(&mut self, draw: Draw) -> Result<()> {
         let policy = match &mut self.proposal {
             Some(proposal) => proposal,
             None => &mut *self.policy,
         };
-        self.draws.fill(self.backend, self.target, self.source, Some(policy), draw)
+        self.draws.draw(self.backend, self.target, self.source, Some(policy), draw)
     }
 
-    /// The draws of positive weight; with the baseline all of them, as π/q has a gradient where P has none.
-    fn keep_weighted(&mut self) -> Result<()> {
-        let Draws { batch, host_log_w, host_log_q, .. } = &self.draws;
-        let matters = |row: &u32| self.options.baseline || host_log_w[*row as usize] > f64::NEG_INFINITY;
-        self.kept.clear();
-        self.kept.extend((0..batch.rows as u32).filter(matters));
-        self.pool.keep(self.backend, batch, &self.kept, host_log_w, host_log_q)
-    }
-
-    /// R = P: the reward stands in the place of the weight. Only its size relative to the mean reward matters to Adam.
-    fn keep_rewards(&mut self) -> Result<()> {
-        let Draws { batch, host_log_p, host_log_q, .. } = &self.draws;
-        self.log_reward.push(host_log_p)?;
-        self.kept.clear();
-        self.kept.extend(0..batch.rows as u32);
-        self.pool.keep(self.backend, batch, &self.kept, host_log_p, host_log_q)
-    }
-
-    /// The draws that rejection accepts: samples of p, of weight 1 each.
-    fn keep_accepted(&mut self, draw: Draw) -> Result<()> {
-        self.rejection.accept(&self.draws, draw, &mut self.pool, &mut self.kept);
-        let Draws { batch, host_log_w, host_log_q, .. } = &mut self.draws;
-        host_log_w.fill(0.0);
-        self.pool.keep(self.backend, batch, &self.kept, host_log_w, host_log_q)
+    /// Weighs the draws and puts them where updates find them: those of positive weight, with the baseline all, as π/q has
+    /// a gradient where P has none; for REINFORCE all with their rewards; for distillation those that rejection accepts.
+    fn keep(&mut self, draw: Draw) -> Result<()> {
+        let (backend, method, rows) = (self.backend, self.options.method, self.draws.batch.rows);
+        let (log_p, log_q) = (self.draws.log_p(), self.draws.log_q());
+        backend.weigh(&mut self.pool, log_p, log_q, B::view_mut(&mut self.log_w, rows))?;
+        if method == Method::Reinforce {
+            backend.reward(&mut self.pool, log_p)?;
+        }
+        if method == Method::Distill {
+            backend.accept(&mut self.pool, &self.rejection, draw, B::view_mut(&mut self.log_w, rows))?;
+        }
+        // R = P: the reward stands in the place of the weight. Only its size relative to the mean reward matters to Adam.
+        let log_w = if method == Method::Reinforce { log_p } else { B::view(&self.log_w, rows) };
+        let all = method == Method::Reinforce || (method.is_dpg() && self.options.baseline);
+        let draws = NewDraws { batch: &self.draws.batch, log_w, log_q, all, fresh: method.is_on_policy() };
+        backend.keep(&mut self.pool, &draws)
     }
 
     /// Updates π on sequences of the pool, if there are any of positive weight.
-    pub fn train(&mut self) -> Result<()> {
-        let options = self.options;
-        let log_mean = match options.method {
-            Method::Reinforce => self.log_reward.value(),
-            _ => self.pool.log_mean_weight()?,
-        };
-        if log_mean == f64::NEG_INFINITY {
-            return Ok(());
-        }
-        let is_dpg = matches!(options.method, Method::DpgOffPolicy | Method::DpgOnPolicy);
-        let is_reinforce = options.method == Method::Reinforce;
-        let rate = options.rate(self.samples - self.draws.rows());
-        let update = Update {
-            weighting: if options.baseline && is_dpg { Weighting::Baseline } else { Weighting::Given },
-            log_mean,
-            reward_baseline: if options.baseline && is_reinforce { 1.0 } else { 0.0 },
-            adam: AdamOptions { learning_rate: options.adam.learning_rate * rate, ..options.adam },
-        };
+    fn train(&mut self) -> Result<()> {
+        let (backend, options, rows) = (self.backend, self.options, self.chosen.rows());
+        let rewards = options.method == Method::Reinforce;
+        backend.mean(&mut self.pool, rewards)?;
+        let baseline = options.baseline && options.method.is_dpg();
+        let reward_baseline = if options.baseline && rewards { 1.0 } else { 0.0 };
         for _ in 0..if options.method.is_on_policy() { 1 } else { options.updates } {
-            if self.pool.uses_after(options.batch) > options.uses as f64 {
-                break;
-            }
-            self.pool.choose(options.batch, Draw::new(options.seed, Purpose::Shuffle));
-            self.step.run(self.backend, &self.pool, self.policy, &update)?;
-            self.updates += 1;
+            let draw = Draw::new(options.seed, Purpose::Shuffle);
+            let choice = Choice { uses: options.uses, draw, reward_baseline, rate: &self.rate };
+            backend.choose(&mut self.pool, &mut self.chosen, &choice)?;
+            let coefficients = Coefficients {
+                weighting: if baseline { Weighting::Baseline } else { Weighting::Given },
+                weights: B::view(&self.chosen.weights, rows),
+                log_q: Some(B::view(&self.chosen.log_q, rows)),
+                // With the baseline all draws are kept, and every update has all its rows.
+                scale: 1.0 / (rows as f32 * self.chosen.batch.space.longest as f32),
+                dropout: None,
+            };
+            self.policy.gradient(&self.chosen.batch, &coefficients, B::view_mut(&mut self.log_pi, rows))?;
+            self.policy.update_at(&options.adam, B::view(&self.chosen.rate, 1))?;
+            backend.note_loss(&mut self.pool, &self.chosen, B::view(&self.log_pi, rows), reward_baseline)?;
         }
         Ok(())
     }
@@ -176,15 +188,16 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
         self.evaluations += 1;
         self.look.fill(self.backend, self.target, Source::Policy, Some(self.policy), draw.skip(rows))?;
         let verdict = self.judge(draw)?;
+        let ledger = self.pool.take_loss(self.backend)?;
         self.history.push(Record {
             samples: self.samples,
-            updates: self.updates,
-            loss: self.step.take_loss(),
+            updates: ledger.updates as usize,
+            loss: ledger.mean_loss(),
             kl: verdict.kl,
             kl_proposal: verdict.kl_proposal,
             ess: verdict.ess,
             moments: self.look.moments()?,
-            log_z: self.log_z.value(),
+            log_z: ledger.log_z.value(),
             swaps: self.swaps,
         });
         if self.proposal.is_some() && (verdict.superior || self.is_superior_on_data()?) { self.swap() } else { Ok(()) }
@@ -217,16 +230,20 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
     pub fn swap(&mut self) -> Result<()> {
         let Some(proposal) = &mut self.proposal else { return Ok(()) };
         proposal.copy_from(self.policy)?;
-        self.source = Source::Policy;
+        if self.source != Source::Policy {
+            self.source = Source::Policy;
+            self.steps = Steps::First;
+        }
         self.judge.forget();
         self.swaps += 1;
         Ok(())
     }
 
     pub fn finish(self) -> Result<Tuned> {
-        let nothing = if self.log_z.value() == f64::NEG_INFINITY {
+        let ledger = self.pool.ledger(self.backend)?;
+        let nothing = if ledger.log_z.value() == f64::NEG_INFINITY {
             Some("had a positive weight")
-        } else if self.updates == 0 {
+        } else if ledger.updates == 0 {
             Some("was accepted")
         } else {
             None
@@ -235,10 +252,10 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
             let reason = format!("not one of {} draws {nothing}: draw more, or from a guided proposal", self.samples);
             return Err(Error::no_answer("tuning", reason));
         }
-        let warning = self.rejection.warning().filter(|_| self.options.method == Method::Distill);
+        let warning = self.rejection.warning(ledger.raises).filter(|_| self.options.method == Method::Distill);
         Ok(Tuned {
             samples: self.samples,
-            updates: self.updates,
+            updates: ledger.updates as usize,
             swaps: self.swaps,
             history: self.history,
             warnings: warning.into_iter().collect(),
@@ -277,10 +294,10 @@ mod tests {
         let (batch, samples, proposal) = (640, 640, Source::Base);
         let options = TuneOptions { method, baseline, batch, samples, proposal, ..TuneOptions::default() };
         let mut tuner = Tuner::new(&Cpu, &mut target, &mut policy, &options, TuneData::default()).unwrap();
-        tuner.draw(Draw::new(0, Purpose::Tune)).unwrap();
+        tuner.step(Draw::new(0, Purpose::Tune)).unwrap();
         assert_eq!(tuner.samples, 640);
-        let positive = tuner.draws.host_log_p.iter().filter(|log_p| log_p.is_finite()).count();
-        (tuner.pool.log_w.clone(), positive)
+        let positive = tuner.draws.log_p.iter().filter(|log_p| log_p.is_finite()).count();
+        (tuner.pool.log_w[..tuner.pool.ledger[0].rows as usize].to_vec(), positive)
     }
 
     #[test]

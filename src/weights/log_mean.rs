@@ -7,7 +7,8 @@ use crate::error::Result;
 ///
 /// Rows are added one by one in order, so the result does not depend on how they were split into batches. Weights drawn
 /// from different proposals may be mixed: each is unbiased for Z.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
 pub struct LogMean {
     /// The largest log-weight so far; 0 while `total` is 0.
     shift: f64,

@@ -2,7 +2,8 @@
 
 use std::ffi::CStr;
 use std::fmt::Display;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
 
 use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute, CUpointer_attribute, CUresult};
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError, result};
@@ -95,7 +96,18 @@ struct Loaded {
     shares_page_tables: bool,
     /// Made by the first product.
     cublas: Mutex<Option<Cublas>>,
+    /// The thread whose calls are being recorded, and where to.
+    recorder: Mutex<Option<(ThreadId, Recorder)>>,
+    /// How often memory has been given back. Held while it is, and while a recording is launched.
+    freed: Mutex<u64>,
 }
+
+/// A stream that records what is put on it.
+#[derive(Clone, Copy)]
+struct Recorder(sys::CUstream);
+
+// SAFETY: the driver's streams may be used from any thread; only the recording one does.
+unsafe impl Send for Recorder {}
 
 impl Drop for Loaded {
     /// Waits, as no kernel may lose its code while it runs; also after an earlier error that nobody has asked for yet.
@@ -134,8 +146,9 @@ impl CudaLauncher {
         let modules = modules.map_err(failed(format!("{name}: kernels for capability {}", limits.capability)))?;
         let functions = Kernel::ALL.iter().map(|&kernel| function(kernel, &modules, limits.shared_bytes));
         let functions = functions.collect::<Result<_>>()?;
-        let cublas = Mutex::new(None);
-        Ok(CudaLauncher { loaded: Arc::new(Loaded { stream, functions, limits, shares_page_tables, cublas }) })
+        let (cublas, recorder, freed) = (Mutex::new(None), Mutex::new(None), Mutex::new(0));
+        let loaded = Loaded { stream, functions, limits, shares_page_tables, cublas, recorder, freed };
+        Ok(CudaLauncher { loaded: Arc::new(loaded) })
     }
 
     /// The stream on which everything happens.
@@ -151,6 +164,101 @@ impl CudaLauncher {
     fn bound_stream(&self) -> std::result::Result<sys::CUstream, DriverError> {
         self.context().bind_to_thread()?;
         Ok(self.loaded.stream.cu_stream())
+    }
+
+    /// Where this thread records, if it does.
+    fn recorder(&self) -> Option<sys::CUstream> {
+        let recorder = lock(&self.loaded.recorder);
+        recorder.filter(|(thread, _)| *thread == thread::current().id()).map(|(_, Recorder(stream))| stream)
+    }
+
+    /// For what may be recorded: the recorder, or the stream.
+    fn bound_recorder(&self) -> std::result::Result<sys::CUstream, DriverError> {
+        let stream = self.bound_stream()?;
+        Ok(self.recorder().unwrap_or(stream))
+    }
+
+    /// For what may not be recorded: the stream, unless this thread records.
+    fn bound_host_stream(&self) -> std::result::Result<sys::CUstream, DriverError> {
+        match self.recorder() {
+            None => self.bound_stream(),
+            Some(_) => Err(DriverError(CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)),
+        }
+    }
+}
+
+/// What is behind a lock is never left half changed.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A recording under way, on a stream of its own: the caller's may be one that cannot be captured. Ends when dropped.
+struct Capture<'a> {
+    launcher: &'a CudaLauncher,
+    stream: sys::CUstream,
+}
+
+impl<'a> Capture<'a> {
+    fn begin(launcher: &'a CudaLauncher) -> std::result::Result<Self, DriverError> {
+        launcher.context().bind_to_thread()?;
+        let mut recorder = lock(&launcher.loaded.recorder);
+        if recorder.is_some() {
+            return Err(DriverError(CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)); // one at a time
+        }
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking)?;
+        // Calls of other threads, on other streams, go on meanwhile.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: a stream just made, which nobody else knows.
+        if let Err(error) = unsafe { result::stream::begin_capture(stream, mode) } {
+            // SAFETY: as above.
+            launcher.context().record_err(unsafe { result::stream::destroy(stream) });
+            return Err(error);
+        }
+        *recorder = Some((thread::current().id(), Recorder(stream)));
+        Ok(Capture { launcher, stream })
+    }
+
+    /// What was recorded.
+    fn end(self) -> std::result::Result<sys::CUgraph, DriverError> {
+        // SAFETY: the stream records since `begin`, on this thread.
+        unsafe { result::stream::end_capture(self.stream) }
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        *lock(&self.launcher.loaded.recorder) = None;
+        // SAFETY: made by `begin` and known to nobody else; the driver drops what it still records.
+        self.launcher.context().record_err(unsafe { result::stream::destroy(self.stream) });
+    }
+}
+
+/// A recorded sequence of launches: a CUDA graph.
+pub struct CudaRecording {
+    launcher: CudaLauncher,
+    graph: sys::CUgraphExec,
+    /// How often memory had been given back.
+    freed: u64,
+}
+
+impl CudaRecording {
+    /// Takes the graph and makes it ready.
+    fn new(launcher: &CudaLauncher, graph: sys::CUgraph, freed: u64) -> std::result::Result<Self, DriverError> {
+        // SAFETY: the graph is whole, and after this call no longer needed.
+        let made = unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) };
+        // SAFETY: as above.
+        launcher.context().record_err(unsafe { result::graph::destroy(graph) });
+        made.map(|graph| CudaRecording { launcher: launcher.clone(), graph, freed })
+    }
+}
+
+impl Drop for CudaRecording {
+    /// Waits, as the graph may be running.
+    fn drop(&mut self) {
+        let context = self.launcher.context();
+        context.record_err(self.launcher.stream().synchronize());
+        // SAFETY: no longer running, and owned by this recording alone.
+        context.record_err(unsafe { result::graph::exec_destroy(self.graph) });
     }
 }
 
@@ -197,7 +305,7 @@ impl Launcher for CudaLauncher {
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory { what: what.into(), bytes: bytes as u128 },
             _ => failed(what)(error),
         };
-        let stream = self.bound_stream().map_err(failed)?;
+        let stream = self.bound_host_stream().map_err(failed)?;
         let bytes = bytes.max(1); // the driver refuses 0
         // SAFETY: zeroed next.
         let address = unsafe { result::malloc_async(stream, bytes) }.map_err(failed)?;
@@ -211,7 +319,9 @@ impl Launcher for CudaLauncher {
     }
 
     unsafe fn free(&self, address: u64, _bytes: usize) {
-        // SAFETY: allocated on this stream, and not used by later calls: the caller's.
+        let mut count = lock(&self.loaded.freed);
+        *count += 1;
+        // SAFETY: allocated on this stream, and not used by later calls: the caller's, and a recording sees the count.
         let freed = self.bound_stream().and_then(|stream| unsafe { result::free_async(address, stream) });
         // The next call returns it.
         self.context().record_err(freed);
@@ -227,7 +337,7 @@ impl Launcher for CudaLauncher {
             result::memcpy_htod_async(to, from, stream)?;
             if self.loaded.shares_page_tables || is_pinned(from) { result::stream::synchronize(stream) } else { Ok(()) }
         };
-        self.bound_stream().and_then(copy).map_err(failed(format_args!("upload of {} bytes", from.len())))
+        self.bound_host_stream().and_then(copy).map_err(failed(format_args!("upload of {} bytes", from.len())))
     }
 
     unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
@@ -240,19 +350,19 @@ impl Launcher for CudaLauncher {
             result::memcpy_dtoh_async(to, from, stream)?;
             result::stream::synchronize(stream)
         };
-        self.bound_stream().and_then(copy).map_err(failed(format_args!("download of {bytes} bytes")))
+        self.bound_host_stream().and_then(copy).map_err(failed(format_args!("download of {bytes} bytes")))
     }
 
     unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
         // SAFETY: the ranges are the caller's.
         let copy = |stream| unsafe { result::memcpy_dtod_async(to, from, bytes, stream) };
-        self.bound_stream().and_then(copy).map_err(failed(format_args!("copy of {bytes} bytes")))
+        self.bound_recorder().and_then(copy).map_err(failed(format_args!("copy of {bytes} bytes")))
     }
 
     unsafe fn clear(&self, at: u64, bytes: usize) -> Result<()> {
         // SAFETY: the range is the caller's.
         let clear = |stream| unsafe { result::memset_d8_async(at, 0, bytes, stream) };
-        self.bound_stream().and_then(clear).map_err(failed(format_args!("clearing of {bytes} bytes")))
+        self.bound_recorder().and_then(clear).map_err(failed(format_args!("clearing of {bytes} bytes")))
     }
 
     unsafe fn launch(&self, kernel: Kernel, grid: Grid, arguments: &[Argument]) -> Result<()> {
@@ -267,7 +377,7 @@ impl Launcher for CudaLauncher {
             result::launch_kernel(function, (x, y, 1), (threads, 1, 1), shared_bytes, stream, &mut pointers)
         };
         let shape = || format!("kernel {}, {x} × {y} blocks of {threads} threads, {shared_bytes} B", kernel.symbol());
-        self.bound_stream().and_then(launch).map_err(|error| failed(shape())(error))
+        self.bound_recorder().and_then(launch).map_err(|error| failed(shape())(error))
     }
 
     unsafe fn product(&self, product: &Product) -> Result<()> {
@@ -282,5 +392,29 @@ impl Launcher for CudaLauncher {
 
     fn limits(&self) -> Limits {
         self.loaded.limits
+    }
+
+    type Recording = CudaRecording;
+
+    fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Option<CudaRecording>> {
+        let failed = failed("recording of launches");
+        let freed = *lock(&self.loaded.freed);
+        let capture = Capture::begin(self).map_err(&failed)?;
+        let done = work();
+        let graph = capture.end().map_err(&failed);
+        done?;
+        CudaRecording::new(self, graph?, freed).map(Some).map_err(failed)
+    }
+
+    fn replay(&self, recording: &CudaRecording) -> Result<bool> {
+        let stream = self.bound_host_stream().map_err(failed("recorded launches"))?;
+        let freed = lock(&self.loaded.freed);
+        if *freed != recording.freed || !Arc::ptr_eq(&self.loaded, &recording.launcher.loaded) {
+            return Ok(false);
+        }
+        // SAFETY: the recording's kernels are loaded, and no memory that they use has been given back: all launches that
+        // were recorded had the caller's word that it was theirs to use then.
+        unsafe { result::graph::launch(recording.graph, stream) }.map_err(failed("recorded launches"))?;
+        Ok(true)
     }
 }

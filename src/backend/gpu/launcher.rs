@@ -63,6 +63,23 @@ pub trait Launcher: Clone + Debug + Send + Sync + 'static {
 
     /// What the device offers.
     fn limits(&self) -> Limits;
+
+    /// A sequence of launches, copies and clearings.
+    type Recording;
+
+    /// Puts down what `work` asks for without running it; `None`, and `work` is not called, where this machine gains
+    /// nothing by that.
+    ///
+    /// # Errors
+    /// Those of `work`. While it is recorded, an allocation, upload or download is one.
+    fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Option<Self::Recording>>;
+
+    /// Runs what was recorded. It does not wait for the end. `false`, and nothing has run, where memory has been given
+    /// back since, which the recording may use.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn replay(&self, recording: &Self::Recording) -> Result<bool>;
 }
 
 /// `to[m, n] (+)= a[m, k] · b[k, n]`, row-major, in f32.
@@ -270,6 +287,22 @@ kernels! {
     FeaturesMapped = "features_mapped",
     /// `features.cu`: table and states in global memory.
     FeaturesGlobal = "features_global",
+    /// `pool.cu`: log w of new draws, and their mean.
+    PoolWeigh = "pool_weigh",
+    /// `pool.cu`: the mean that updates divide by.
+    PoolMean = "pool_mean",
+    /// `pool.cu`: rejection.
+    PoolAccept = "pool_accept",
+    /// `pool.cu`: a slot for each draw that is kept.
+    PoolKeep = "pool_keep",
+    /// `pool.cu`: draws to their slots.
+    PoolScatter = "pool_scatter",
+    /// `pool.cu`: the slots of an update.
+    PoolChoose = "pool_choose",
+    /// `pool.cu`: the rows of an update.
+    PoolGather = "pool_gather",
+    /// `pool.cu`: the loss of an update.
+    PoolLoss = "pool_loss",
     /// `potential.cu`: log P.
     LogPotential = "log_potential",
     /// `weights.cu`: log w and w.

@@ -7,7 +7,7 @@
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex};
 
-use super::{Element, Memory};
+use super::{Element, Memory, Record};
 use crate::error::{Error, Result, expect_len};
 
 #[cfg(feature = "cuda")]
@@ -21,7 +21,7 @@ mod status;
 #[cfg(feature = "cuda")]
 pub(super) use cuda::count as cuda_count;
 #[cfg(feature = "cuda")]
-pub use cuda::{Cuda, CudaLauncher};
+pub use cuda::{Cuda, CudaLauncher, CudaRecording};
 pub(crate) use launcher::arguments;
 pub use launcher::{Argument, Grid, Kernel, Launcher, Limits, Matrix, Product, Scalar};
 pub use memory::{GpuBuffer, GpuView, GpuViewMut};
@@ -31,6 +31,8 @@ pub use memory::{GpuBuffer, GpuView, GpuViewMut};
 pub struct Gpu<L: Launcher> {
     launcher: L,
     shared: Arc<Shared<L>>,
+    /// Whether sequences of launches are recorded.
+    records: bool,
 }
 
 struct Shared<L: Launcher> {
@@ -38,6 +40,8 @@ struct Shared<L: Launcher> {
     status: GpuBuffer<L, u64>,
     /// Room for row numbers and partial sums of a launch, grown to the most that was ever needed.
     scratch: Mutex<Option<GpuBuffer<L, u64>>>,
+    /// How many sequences later than they say all draws of kernels begin; 0 but while a recording runs.
+    skip: GpuBuffer<L, u64>,
 }
 
 impl<L: Launcher> std::fmt::Debug for Gpu<L> {
@@ -53,7 +57,9 @@ impl<L: Launcher> Gpu<L> {
     /// [`Error::OutOfMemory`], or what the launcher's device reports.
     pub fn new(launcher: L) -> Result<Self> {
         let status = allocate(&launcher, 1, "status word")?;
-        let gpu = Gpu { launcher, shared: Arc::new(Shared { status, scratch: Mutex::new(None) }) };
+        let skip = allocate(&launcher, 1, "number of sequences")?;
+        let shared = Arc::new(Shared { status, scratch: Mutex::new(None), skip });
+        let gpu = Gpu { launcher, shared, records: true };
         gpu.reset_status()?;
         Ok(gpu)
     }
@@ -61,6 +67,12 @@ impl<L: Launcher> Gpu<L> {
     /// What runs the kernels.
     pub fn launcher(&self) -> &L {
         &self.launcher
+    }
+
+    /// The same backend, which records repeated sequences of launches (as CUDA graphs) or launches each anew, for tools
+    /// that see launches alone. Results are the same bits.
+    pub fn recording(self, records: bool) -> Self {
+        Gpu { records, ..self }
     }
 
     /// Waits for all work so far, and returns the first fault that a kernel noted since the last check.
@@ -93,6 +105,11 @@ impl<L: Launcher> Gpu<L> {
     /// Where the status word is.
     pub(crate) fn status_address(&self) -> u64 {
         self.shared.status.address
+    }
+
+    /// Where kernels read how many sequences later their draws begin.
+    pub(crate) fn skip_address(&self) -> u64 {
+        self.shared.skip.address
     }
 
     /// Copies one buffer over another of the same length.
@@ -147,6 +164,25 @@ fn allocate<L: Launcher, T: Element>(launcher: &L, len: usize, what: &str) -> Re
         .ok_or_else(|| Error::OutOfMemory { what: what.to_string(), bytes: len as u128 * size_of::<T>() as u128 })?;
     let address = launcher.allocate(bytes, what)?;
     Ok(GpuBuffer { launcher: launcher.clone(), address, len, element: PhantomData })
+}
+
+impl<L: Launcher> Record for Gpu<L> {
+    type Recording = L::Recording;
+
+    fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Option<L::Recording>> {
+        if self.records { self.launcher.record(work) } else { Ok(None) }
+    }
+
+    fn replay(&self, recording: &L::Recording, skip: u64) -> Result<bool> {
+        let at = self.skip_address();
+        // SAFETY: one value of 8 bytes that this backend owns; what reads it runs in the order of these calls.
+        unsafe {
+            self.launcher.upload(bytemuck::cast_slice(&[skip]), at)?;
+            let done = self.launcher.replay(recording);
+            self.launcher.clear(at, size_of::<u64>())?;
+            done
+        }
+    }
 }
 
 impl<L: Launcher> Memory for Gpu<L> {

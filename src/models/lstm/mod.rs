@@ -262,7 +262,7 @@ impl Clone for Lstm {
             adam: AdamState {
                 first: self.adam.first.clone(),
                 second: self.adam.second.clone(),
-                steps: self.adam.steps,
+                steps: self.adam.steps.clone(),
             },
             gradient: self.gradient.clone(),
             partials: Vec::new(),
@@ -351,7 +351,11 @@ impl Policy<Cpu> for Lstm {
     }
 
     fn update(&mut self, adam: &AdamOptions) -> Result<()> {
-        Cpu.adam(adam, &mut self.adam, &self.gradient, &mut self.network.parameters)?;
+        self.update_at(adam, &[1.0])
+    }
+
+    fn update_at(&mut self, adam: &AdamOptions, rate: &[f32]) -> Result<()> {
+        Cpu.adam(adam, Some(rate), &mut self.adam, &self.gradient, &mut self.network.parameters)?;
         self.refresh();
         Ok(())
     }
@@ -377,7 +381,7 @@ impl Policy<Cpu> for Lstm {
     fn reset_optimizer(&mut self) -> Result<()> {
         self.adam.first.fill(0.0);
         self.adam.second.fill(0.0);
-        self.adam.steps = 0;
+        self.adam.steps.fill(0);
         Ok(())
     }
 

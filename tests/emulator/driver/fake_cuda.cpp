@@ -1,7 +1,8 @@
 // fake_cuda.cpp -- a libcuda.so for machines without a GPU, as lazy as a driver may be: device memory is host memory that
 // starts as garbage, a stream is a queue that runs when it is waited for. It holds the kernels and the emulator, which
 // launches go to, so that any program runs on it that is started with it on its path.
-// Environment: FAKE_VERSION (13000), FAKE_DEVICES (1), FAKE_MEMORY (bytes), FAKE_LACKS (a kernel's name).
+// Environment: FAKE_VERSION (13000), FAKE_DEVICES (1), FAKE_MEMORY (bytes), FAKE_LACKS (a kernel's name), FAKE_GRAPHS
+// (any: says each graph that is launched).
 #include <dlfcn.h>
 
 #include <cstdint>
@@ -18,11 +19,16 @@
 #include "runtime.h"
 
 namespace {
-enum Result { kOk = 0, kInvalid = 1, kOutOfMemory = 2, kNoDevice = 100, kBadImage = 200, kNoContext = 201, kNotFound = 500, kFailed = 719 };
+enum Result {
+  kOk = 0, kInvalid = 1, kOutOfMemory = 2, kNoDevice = 100, kBadImage = 200, kNoContext = 201, kNotFound = 500, kFailed = 719,
+  kNotWhileCapturing = 900, kNotCapturing = 901,
+};
 
+using Work = std::vector<std::function<int()>>;
 struct Stream {
-  std::vector<std::function<int()>> queue;
+  Work queue;
   int error = kOk;  // of the first work that failed; it stays
+  bool captures = false;  // what is put on it is not to run, but to become a graph
 };
 char context;
 thread_local void* current;
@@ -38,6 +44,8 @@ int later(void* stream, std::function<int()> work) {
   static_cast<Stream*>(stream)->queue.push_back(std::move(work));
   return kOk;
 }
+// What moves memory from or to the host, makes it or gives it back: a graph that did so would not be what is wanted here.
+bool captures(void* stream) { return static_cast<Stream*>(stream)->captures; }
 // A kernel of this very library, which programs load without sharing its names.
 const void* kernel(const char* name) {
   Dl_info self;
@@ -110,6 +118,7 @@ int cuStreamCreate(void** stream, unsigned) { return current ? (*stream = new St
 int cuStreamSynchronize(void* handle) {
   if (!current) return kNoContext;
   Stream* stream = static_cast<Stream*>(handle);
+  if (stream->captures) return kNotWhileCapturing;
   auto queue = std::move(stream->queue);
   stream->queue.clear();
   for (auto& work : queue)
@@ -117,6 +126,32 @@ int cuStreamSynchronize(void* handle) {
   return stream->error;
 }
 int cuStreamDestroy_v2(void* stream) { return delete static_cast<Stream*>(stream), kOk; }
+
+int cuStreamBeginCapture_v2(void* handle, int) {
+  Stream* stream = static_cast<Stream*>(handle);
+  if (!current) return kNoContext;
+  if (stream->captures || !stream->queue.empty()) return kInvalid;
+  return stream->captures = true, kOk;
+}
+int cuStreamEndCapture(void* handle, Work** graph) {
+  Stream* stream = static_cast<Stream*>(handle);
+  if (!stream->captures) return kNotCapturing;
+  stream->captures = false;
+  *graph = new Work(std::move(stream->queue));
+  return stream->queue.clear(), kOk;
+}
+int cuGraphInstantiateWithFlags(Work** ready, const Work* graph, unsigned long long) { return *ready = new Work(*graph), kOk; }
+int cuGraphLaunch(const Work* ready, void* stream) {
+  if (captures(stream)) return kNotWhileCapturing;
+  if (getenv("FAKE_GRAPHS")) fprintf(stderr, "graph of %zu launches and copies\n", ready->size());
+  return later(stream, [work = *ready] {
+    for (const auto& one : work)
+      if (int error = one()) return error;
+    return int(kOk);
+  });
+}
+int cuGraphDestroy(Work* graph) { return delete graph, kOk; }
+int cuGraphExecDestroy(Work* ready) { return delete ready, kOk; }
 
 int cuModuleLoadData(void** module, const void* image) {
   uint32_t magic;
@@ -132,8 +167,9 @@ int cuModuleGetFunction(const void** function, void*, const char* name) {
 int cuFuncGetAttribute(int* value, int, const void*) { return *value = 1024, kOk; }
 int cuFuncSetAttribute(const void*, int, int value) { return value <= (227 << 10) - 1024 ? kOk : kInvalid; }
 
-int cuMemAllocAsync(uint64_t* address, size_t bytes, void*) {
+int cuMemAllocAsync(uint64_t* address, size_t bytes, void* stream) {
   if (!current) return kNoContext;
+  if (captures(stream)) return kNotWhileCapturing;
   if (!bytes) return kInvalid;
   if (bytes > size_t(setting("FAKE_MEMORY", 1ll << 32))) return kOutOfMemory;
   void* made = aligned_alloc(256, (bytes + 255) / 256 * 256);
@@ -143,6 +179,7 @@ int cuMemAllocAsync(uint64_t* address, size_t bytes, void*) {
   return kOk;
 }
 int cuMemFreeAsync(uint64_t address, void* stream) {
+  if (captures(stream)) return kNotWhileCapturing;
   std::lock_guard hold(lock);
   if (!memory.erase(address)) return kInvalid;
   return later(stream, [=] { return free(at(address)), kOk; });
@@ -151,10 +188,12 @@ int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void* stream
   return later(stream, [=] { return memset(at(to), value, bytes), kOk; });
 }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream) {
+  if (captures(stream)) return kNotWhileCapturing;
   const char* begin = static_cast<const char*>(from);
   return later(stream, [to, copy = std::vector<char>(begin, begin + bytes)] { return memcpy(at(to), copy.data(), copy.size()), kOk; });
 }
 int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
+  if (captures(stream)) return kNotWhileCapturing;
   return later(stream, [=] { return memcpy(to, at(from), bytes), kOk; });
 }
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream) {

@@ -4,6 +4,7 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::{Arc, OnceLock};
 
@@ -266,6 +267,16 @@ impl Launcher for Emulator {
 
     fn limits(&self) -> Limits {
         self.limits
+    }
+
+    type Recording = Infallible;
+
+    fn record(&self, _: impl FnOnce() -> Result<()>) -> Result<Option<Infallible>> {
+        Ok(None)
+    }
+
+    fn replay(&self, recording: &Infallible) -> Result<bool> {
+        match *recording {}
     }
 }
 

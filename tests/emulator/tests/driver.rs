@@ -1,8 +1,8 @@
 //! The CUDA launcher over a fake driver: what opening says where something is missing, and the order of asynchronous work.
 #![cfg(feature = "cuda")]
 
-use ebm_dpg::backend::Memory;
 use ebm_dpg::backend::gpu::{Cuda, Grid, Kernel, Launcher};
+use ebm_dpg::backend::{Memory, Record};
 use ebm_dpg_emulator::driver::rerun_with_fake;
 
 /// What a child prints that runs `what` under the fake driver.
@@ -22,6 +22,8 @@ fn the_child() {
         Ok("zeros") => Cuda::open(0).and_then(|gpu| gpu.zeros::<u64>(1000, "much").map(|_| "enough".to_string())),
         Ok("copies") => Cuda::open(0).and_then(|gpu| copies(&gpu)),
         Ok("streams") => Cuda::open(0).and_then(|gpu| streams(&gpu)),
+        Ok("graphs") => Cuda::open(0).and_then(|gpu| graphs(&gpu)),
+        Ok("no graph") => Cuda::open(0).and_then(|gpu| no_graph(&gpu)),
         Ok("bad launch") => Cuda::open(0).and_then(|gpu| bad_launch(&gpu)),
         _ => return,
     };
@@ -58,6 +60,56 @@ fn bad_launch(gpu: &Cuda) -> ebm_dpg::Result<String> {
     let refused = unsafe { gpu.launcher().launch(Kernel::AdamNorm, Grid::new(1, 2000), &[]) };
     let first = gpu.download(&buffer, &mut [0]);
     Ok(format!("{} | {first:?}", refused.expect_err("refused")))
+}
+
+/// A copy that is recorded, then run twice, then no longer, as memory was given back; other threads go on meanwhile.
+fn graphs(gpu: &Cuda) -> ebm_dpg::Result<String> {
+    let (mut from, mut to) = (gpu.zeros::<u32>(1, "value")?, gpu.zeros::<u32>(1, "value")?);
+    let read = |buffer: &_| {
+        let mut value = [0];
+        gpu.download(buffer, &mut value).map(|()| value[0])
+    };
+    gpu.upload(&[5], &mut from)?;
+    let recording = gpu.record(|| {
+        let other_thread = std::thread::scope(|scope| scope.spawn(|| gpu.zeros::<u32>(1, "value")).join());
+        std::mem::forget(other_thread.expect("no panic")?);
+        gpu.copy(&from, &mut to)
+    })?;
+    let recording = recording.expect("recorded");
+    let mut said = vec![read(&to)?];
+    for value in [6, 7] {
+        gpu.upload(&[value], &mut from)?;
+        assert!(gpu.replay(&recording, 0)?);
+        said.push(read(&to)?);
+    }
+    drop(gpu.zeros::<u32>(1, "value")?);
+    gpu.upload(&[8], &mut from)?;
+    let stale = gpu.replay(&recording, 0)?;
+    said.push(read(&to)?);
+    Ok(format!("{said:?} {stale}"))
+}
+
+/// What may not be recorded, and that all is well afterwards.
+fn no_graph(gpu: &Cuda) -> ebm_dpg::Result<String> {
+    let mut buffer = gpu.zeros::<u32>(1, "value")?;
+    let allocation = gpu.record(|| gpu.zeros::<u32>(1, "value").map(drop)).err().expect("refused");
+    let upload = gpu.record(|| gpu.upload(&[1], &mut buffer)).err().expect("refused");
+    let download = gpu.record(|| gpu.download(&buffer, &mut [0])).err().expect("refused");
+    let within = gpu.record(|| gpu.record(|| Ok(())).map(drop)).err().expect("refused");
+    gpu.upload(&[3], &mut buffer)?;
+    gpu.check()?;
+    Ok([allocation, upload, download, within].map(|error| error.to_string()).join(" | "))
+}
+
+#[test]
+fn launches_are_recorded_and_repeated() {
+    assert_eq!(child("graphs", &[]), "[0, 6, 7, 7] false");
+}
+
+#[test]
+fn what_needs_the_host_is_not_recorded() {
+    let line = child("no graph", &[]);
+    assert_eq!(line.matches("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED").count(), 4, "{line}");
 }
 
 #[test]

@@ -22,9 +22,9 @@ mod cases {
         gpu.upload(&gradient, &mut device_gradient).unwrap();
         gpu.upload(&parameters, &mut device).unwrap();
         for _ in 0..3 {
-            Cpu.adam(&options, &mut on_cpu, &gradient, &mut parameters).unwrap();
+            Cpu.adam(&options, None, &mut on_cpu, &gradient, &mut parameters).unwrap();
             let view = Gpu::<L>::view(&device_gradient, len);
-            gpu.adam(&options, &mut on_gpu, view, Gpu::<L>::view_mut(&mut device, len)).unwrap();
+            gpu.adam(&options, None, &mut on_gpu, view, Gpu::<L>::view_mut(&mut device, len)).unwrap();
         }
         let mut got = vec![0.0f32; len];
         gpu.download(&device, &mut got).unwrap();

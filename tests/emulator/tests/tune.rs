@@ -28,6 +28,34 @@ on_every_backend!(
     maximum_likelihood_follows_the_cpu,
 );
 
+#[cfg(feature = "cuda")]
+mod recorded_steps_are_the_steps_bit_for_bit {
+    use super::*;
+
+    /// Eight batches of draws, with a swap to another source and evaluations between.
+    #[test]
+    fn cuda() {
+        let Some(gpu) = ebm_dpg_emulator::driver::first_gpu() else { return };
+        for (method, baseline) in [(Method::DpgOffPolicy, true), (Method::Distill, false), (Method::Reinforce, true)] {
+            let mut options = options(method, baseline);
+            options.samples = 512;
+            let recorded = tuned(&gpu, &options);
+            assert_eq!(recorded, tuned(&gpu.clone().recording(false), &options), "{method:?}");
+        }
+    }
+
+    /// Of the eight, two or three are launched one by one: the first, and those after a swap to another source or after
+    /// memory was given back.
+    #[test]
+    fn but_for_few() {
+        let this = "recorded_steps_are_the_steps_bit_for_bit::cuda";
+        let output = ebm_dpg_emulator::driver::rerun_with_fake(this, &[("FAKE_GRAPHS", "1")]);
+        let told = String::from_utf8_lossy(&output.stderr);
+        let graphs = told.lines().filter(|line| line.starts_with("graph of")).count();
+        assert!(output.status.success() && (15..=21).contains(&graphs), "{graphs} graphs: {told}");
+    }
+}
+
 fn space() -> Space {
     Space::new(2, 5).unwrap()
 }

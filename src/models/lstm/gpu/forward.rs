@@ -26,6 +26,7 @@ pub(super) struct Forward {
     pub classes: u32,
     pub seed: u64,
     pub first: u64,
+    pub skip: u64,
     pub order: u64,
     pub count: u64,
     pub tokens: u64,
@@ -117,6 +118,7 @@ impl<L: Launcher> GpuLstm<L> {
             pad: space.pad,
             mode,
             rows: rows as u32,
+            skip: self.gpu.skip_address(),
             status: self.gpu.status_address(),
             ..zero
         }
@@ -168,6 +170,6 @@ mod tests {
 
     #[test]
     fn the_argument_has_the_kernels_size() {
-        assert_eq!(size_of::<Forward>(), 280);
+        assert_eq!(size_of::<Forward>(), 288);
     }
 }

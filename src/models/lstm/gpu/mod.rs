@@ -10,7 +10,7 @@ use self::layout::Size;
 use super::{Lstm, LstmBackend, LstmShape};
 use crate::adam::{AdamKernel, AdamOptions, AdamState};
 use crate::backend::Memory;
-use crate::backend::gpu::{Gpu, GpuBuffer, GpuViewMut, Grid, Kernel, Launcher, arguments};
+use crate::backend::gpu::{Gpu, GpuBuffer, GpuView, GpuViewMut, Grid, Kernel, Launcher, arguments};
 use crate::error::{Error, Result, expect_len};
 use crate::exact::Guide;
 use crate::models::{Coefficients, Policy, Sampler, Scorer, Weighting, check_batch, check_guided, check_sample};
@@ -132,6 +132,14 @@ impl<L: Launcher> GpuLstm<L> {
             let arguments = arguments![&self.parameters, &self.packed, layers, units, vocab, outputs];
             self.gpu.launch(Kernel::LstmPack, Grid::over(self.size.packed_words() / 4, 256), arguments)
         }
+    }
+
+    fn ascend(&mut self, adam: &AdamOptions, rate: Option<GpuView<'_, f32>>) -> Result<()> {
+        let len = self.size.parameters();
+        let (gradient, parameters) =
+            (Gpu::<L>::view(&self.gradient, len), Gpu::<L>::view_mut(&mut self.parameters, len));
+        self.gpu.adam(adam, rate, &mut self.adam, gradient, parameters)?;
+        self.pack()
     }
 
     /// The address of scratch memory for `len` cells.
@@ -266,11 +274,12 @@ impl<L: Launcher> Policy<Gpu<L>> for GpuLstm<L> {
     }
 
     fn update(&mut self, adam: &AdamOptions) -> Result<()> {
-        let len = self.size.parameters();
-        let (gradient, parameters) =
-            (Gpu::<L>::view(&self.gradient, len), Gpu::<L>::view_mut(&mut self.parameters, len));
-        self.gpu.adam(adam, &mut self.adam, gradient, parameters)?;
-        self.pack()
+        self.ascend(adam, None)
+    }
+
+    fn update_at(&mut self, adam: &AdamOptions, rate: GpuView<'_, f32>) -> Result<()> {
+        expect_len("rate", 1, rate.len())?;
+        self.ascend(adam, Some(rate))
     }
 
     fn copy_from(&mut self, from: &Self) -> Result<()> {
@@ -287,7 +296,7 @@ impl<L: Launcher> Policy<Gpu<L>> for GpuLstm<L> {
         clone.copy_from(self)?;
         self.gpu.copy(&self.adam.first, &mut clone.adam.first)?;
         self.gpu.copy(&self.adam.second, &mut clone.adam.second)?;
-        clone.adam.steps = self.adam.steps;
+        self.gpu.copy(&self.adam.steps, &mut clone.adam.steps)?;
         Ok(clone)
     }
 

@@ -1,0 +1,273 @@
+// pool.cu -- the trainer's pool: weighted draws in a ring, their choice for each update, and the books of both.
+//
+// What the host would have to wait for to decide (how many draws are kept, which are chosen, whether there is an update at
+// all) is decided here, so that a whole step is one fixed sequence of launches. Kernels that keep the books run in one
+// block, each sum in an order that depends on the number of rows alone; those that move rows over any grid.
+//
+// A draw's slot of the ring is a prefix sum over the rows; the oldest leave first. An endless shuffle over all slots
+// (Fisher and Yates) gives each update its rows.
+#include "common/philox.cuh"
+#include "common/reduce.cuh"
+#include "common/status.cuh"
+
+constexpr int kThreads = 1024;
+constexpr uint32_t kNone = ~0u;
+constexpr double kInf = INFINITY;
+
+// src/weights/log_mean.rs: the mean of weights given by their logarithms.
+struct Mean {
+  double shift, total, squares;
+  uint64_t count;
+};
+
+// src/tune/pool/mod.rs says what each is.
+struct Ledger {
+  Mean log_z, log_reward;
+  double log_mean, log_bound, loss, loss_weight;
+  uint64_t next, rows, kept, cursor, picks, chosen, updates, raises;
+};
+static_assert(sizeof(Ledger) == 160, "src/tune/pool/mod.rs has the same layout");
+
+DEV_FN double value_of(const Mean& mean) {
+  return mean.total == 0 ? -kInf : mean.shift + log(mean.total / double(mean.count));
+}
+
+// Adds the weights of `rows` rows to a mean, which thread 0 alone reads and writes; one that is not finite counts as 0.
+template <typename LogWeight> DEV_FN void add_rows(Mean& mean, uint64_t rows, LogWeight log_w) {
+  double largest = -kInf, total = 0, squares = 0;
+  for (uint64_t row = threadIdx.x; row < rows; row += kThreads)
+    if (isfinite(log_w(row))) largest = fmax(largest, log_w(row));
+  largest = block_max(largest);
+  for (uint64_t row = threadIdx.x; row < rows; row += kThreads)
+    if (isfinite(log_w(row))) {
+      const double weight = exp(log_w(row) - largest);
+      total += weight, squares += weight * weight;
+    }
+  total = block_sum(total), squares = block_sum(squares);
+  if (threadIdx.x != 0) return;
+  mean.count += rows;
+  if (largest == -kInf) return;
+  const double shift = mean.total == 0 ? largest : fmax(mean.shift, largest), now = exp(largest - shift);
+  const double before = mean.total == 0 ? 0.0 : exp(mean.shift - shift);
+  mean.total = mean.total * before + total * now;
+  mean.squares = mean.squares * before * before + squares * now * now;
+  mean.shift = shift;
+}
+
+// log_w = log P - log q, [rows]; their mean joins `mean`. Without log_q that of P does, and log_w is not written. One
+// that is NaN or +inf becomes NaN and is noted. One block.
+extern "C" __global__ void __launch_bounds__(kThreads)
+pool_weigh(const double* log_p, const double* log_q, uint64_t rows, double* log_w, Mean* mean, unsigned long long* status) {
+  const auto log_weight = [&](uint64_t row) { return log_q ? log_p[row] - log_q[row] : log_p[row]; };
+  for (uint64_t row = threadIdx.x; row < rows; row += kThreads) {
+    const bool good = log_weight(row) < kInf;
+    if (!good) note_fault(status, row, kBadImportance);
+    if (log_q) log_w[row] = good ? log_weight(row) : double(NAN);
+  }
+  add_rows(*mean, rows, log_weight);
+}
+
+// The log of what updates divide their weights by: the mean weight of the ring, or the mean reward. One block.
+extern "C" __global__ void __launch_bounds__(kThreads)
+pool_mean(const double* log_w, uint32_t rewards, Ledger* ledger) {
+  Mean mean{};
+  if (rewards) mean = ledger->log_reward;
+  else add_rows(mean, ledger->rows, [&](uint64_t row) { return log_w[row]; });
+  if (threadIdx.x == 0) ledger->log_mean = value_of(mean);
+}
+
+// 53 bits in [0, 1); the lane separates what one purpose draws.
+DEV_FN double uniform(uint64_t seed, uint64_t index, uint32_t position, uint32_t purpose, uint32_t lane) {
+  const uint4 words = philox(seed, index, position, purpose | lane << 8);
+  return double((uint64_t(words.x) << 32 | words.y) >> 11) * 0x1p-53;
+}
+
+// Rejection: log_w[rows] becomes 0 where a draw is accepted, else -inf. Where the bound is not known and rises, the ring
+// is thinned first, but for its `pinned` first slots. One block.
+extern "C" __global__ void __launch_bounds__(kThreads)
+pool_accept(double* log_w, uint64_t rows, uint64_t seed, uint64_t first, const uint64_t* skip, uint64_t thin_seed,
+            uint32_t purpose, uint32_t exact, double* kept, uint64_t pinned, Ledger* ledger) {
+  double largest = -kInf, bound = ledger->log_bound;
+  const uint64_t slots = ledger->rows, raises = ledger->raises + 1;
+  for (uint64_t row = threadIdx.x; row < rows; row += kThreads) largest = fmax(largest, log_w[row]);
+  largest = block_max(largest);  // and all have read the ledger
+  if (!exact && largest > bound) {
+    const double share = exp(bound - largest);
+    for (uint64_t slot = pinned + threadIdx.x; slot < slots; slot += kThreads)
+      if (uniform(thin_seed, slot, uint32_t(raises), purpose, 2) >= share) kept[slot] = -kInf;
+    bound = largest;
+    if (threadIdx.x == 0) ledger->log_bound = bound, ledger->raises = raises;
+  }
+  for (uint64_t row = threadIdx.x; row < rows; row += kThreads)
+    log_w[row] = uniform(seed, first + *skip + row, 0, purpose, 1) < exp(log_w[row] - bound) ? 0.0 : -kInf;
+}
+
+// slots[rows]: where in the ring of `capacity` slots each new draw goes; none for one of weight 0, unless `all` are kept.
+// `fresh`: the ring is emptied first. One block.
+extern "C" __global__ void __launch_bounds__(kThreads)
+pool_keep(const double* log_w, uint64_t rows, uint32_t all, uint32_t fresh, uint64_t capacity, uint64_t pinned,
+          uint32_t* slots, uint32_t* order, Ledger* ledger) {
+  const uint64_t next = fresh ? pinned : ledger->next, held = fresh ? pinned : ledger->rows;
+  const uint64_t ring = capacity - pinned, begin = next - pinned;
+  uint64_t count = 0;
+  for (uint64_t first = 0; first < rows; first += kThreads) {
+    const uint64_t row = first + threadIdx.x;
+    const bool wanted = row < rows && (all || log_w[row] > -kInf);
+    const Rank rank = block_rank(wanted);
+    const uint64_t slot = pinned + (begin + count + rank.before) % ring;
+    if (row < rows) slots[row] = wanted ? uint32_t(slot) : kNone;
+    if (wanted && slot >= held) order[slot] = uint32_t(slot);
+    count += rank.all;
+  }
+  if (threadIdx.x != 0) return;
+  ledger->next = count ? pinned + (begin + count - 1) % ring + 1 : next;
+  ledger->rows = min(held + count, capacity);
+  ledger->kept += count;
+  if (fresh) ledger->cursor = 0;
+}
+
+// A batch of rows of `longest` tokens, with what is known of each.
+struct Rows {
+  uint32_t *tokens, *lengths;
+};
+DEV_FN void copy_row(const Rows& from, uint64_t row, const Rows& to, uint64_t at, uint32_t longest, uint32_t pad) {
+  const uint32_t lane = threadIdx.x % 32, length = from.lengths[row];
+  for (uint32_t t = lane; t < longest; t += 32)
+    to.tokens[at * longest + t] = t < length ? from.tokens[row * longest + t] : pad;
+  if (lane == 0) to.lengths[at] = length;
+}
+
+// The draws that have a slot go there, with log w and log q. A warp per draw, any grid.
+extern "C" __global__ void __launch_bounds__(256)
+pool_scatter(uint32_t* tokens, uint32_t* lengths, const double* log_w, const double* log_q, const uint32_t* slots,
+             uint64_t rows, uint32_t longest, uint32_t pad, uint32_t* to_tokens, uint32_t* to_lengths, double* to_log_w,
+             double* to_log_q) {
+  const uint64_t warps = uint64_t(gridDim.x) * (blockDim.x / 32);
+  for (uint64_t row = uint64_t(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32; row < rows; row += warps) {
+    const uint32_t slot = slots[row];
+    if (slot == kNone) continue;
+    copy_row({tokens, lengths}, row, {to_tokens, to_lengths}, slot, longest, pad);
+    if (threadIdx.x % 32 == 0) to_log_w[slot] = log_w[row], to_log_q[slot] = log_q[row];
+  }
+}
+
+// What one tile of a shuffle does, one swap per thread: swap i exchanges positions begin + i and pick[i] >= begin + i.
+//
+// The value at begin + i before swap i was put there by the latest swap k < i that picked begin + i, and was then the
+// value at begin + k: link[i] = k, or none. The value at pick[i] was put there by the latest swap j < i of the same pick,
+// and was then the value at begin + j. So chains of links lead to values that no swap has moved yet.
+struct Swaps {
+  uint32_t* pick;  // [kThreads]
+  uint32_t* link;  // [kThreads]
+};
+
+// The value that swap i moves away from begin + i.
+DEV_FN uint32_t moved(const Swaps& swaps, const uint32_t* order, uint64_t begin, uint32_t i) {
+  while (swaps.link[i] != kNone) i = swaps.link[i];
+  return order[begin + i];
+}
+
+// Does the swaps of order[begin ..][.. count] with the picks, and writes what comes to begin + i to chosen[i]. All threads
+// of the block, count at most their number.
+DEV_FN void shuffle_tile(const Swaps& swaps, uint32_t* order, uint64_t begin, uint32_t count, uint32_t* chosen) {
+  const uint32_t i = threadIdx.x, mine = i < count ? swaps.pick[i] : 0, own = uint32_t(begin + i);
+  uint32_t same = kNone, link = kNone;
+  bool last = true;
+  for (uint32_t j = 0; j < count; j++) {
+    const uint32_t other = swaps.pick[j];
+    if (j < i && other == mine) same = j;
+    if (j < i && other == own) link = j;
+    if (j > i && other == mine) last = false;
+  }
+  swaps.link[i] = link;
+  __syncthreads();
+  uint32_t comes = 0, goes = 0;
+  if (i < count) {
+    comes = same == kNone ? order[mine] : moved(swaps, order, begin, same);
+    goes = moved(swaps, order, begin, i);
+  }
+  __syncthreads();
+  if (i >= count) return;
+  chosen[i] = order[own] = comes;
+  if (last && mine >= begin + count) order[mine] = goes;
+}
+
+// chosen[0 .. ledger->chosen): up to `count` slots without repetition; every slot comes up once before any comes up twice.
+// None, and a rate of 0, where no draw has a weight or each has been used `uses` times on average. One block.
+extern "C" __global__ void __launch_bounds__(kThreads)
+pool_choose(uint32_t* order, uint32_t* chosen, uint64_t count, uint64_t uses, uint64_t seed, uint32_t purpose,
+            const float* wanted_rate, float* rate, Ledger* ledger) {
+  SHARED(uint32_t, pick, [kThreads]);
+  SHARED(uint32_t, link, [kThreads]);
+  const uint64_t held = ledger->rows, picks = ledger->picks, most = min(count, held);
+  const bool used_up = double(picks + most) / double(ledger->kept) > double(uses);
+  const bool goes_on = ledger->log_mean > -kInf && !used_up;
+  const uint64_t wanted = goes_on ? most : 0;
+  uint64_t cursor = ledger->cursor, done = 0, taken = 0;  // `taken`: slots at the end of `order`, from the pass before
+  __syncthreads();
+  while (done < wanted) {
+    if (cursor == held) cursor = 0, taken = done;
+    const uint64_t tile = min(min(wanted - done, held - cursor), uint64_t(kThreads));
+    const uint64_t at = cursor + threadIdx.x;
+    if (threadIdx.x < tile) {
+      const uint32_t word = philox(seed, picks + done + threadIdx.x, 0, purpose).x;
+      pick[threadIdx.x] = uint32_t(at + (uint64_t(word) * (held - taken - at) >> 32));
+    }
+    __syncthreads();
+    shuffle_tile({pick, link}, order, cursor, uint32_t(tile), chosen + done);
+    __syncthreads();
+    cursor += tile, done += tile;
+  }
+  if (threadIdx.x != 0) return;
+  ledger->cursor = cursor;
+  ledger->picks = picks + wanted;
+  ledger->chosen = wanted;
+  ledger->updates += goes_on;
+  *rate = goes_on ? *wanted_rate : 0.0f;
+}
+
+// The rows of an update with their coefficients (w / mean w - reward_baseline) / (rows * longest), and log q. A row beyond
+// those chosen is an EOS of weight 0, and of no weight under a baseline either. A warp per row, any grid.
+extern "C" __global__ void __launch_bounds__(256)
+pool_gather(uint32_t* tokens, uint32_t* lengths, const double* log_w, const double* log_q, const uint32_t* chosen,
+            uint64_t rows, uint32_t longest, uint32_t eos, uint32_t pad, float reward_baseline, const Ledger* ledger,
+            uint32_t* to_tokens, uint32_t* to_lengths, float* weights, double* to_log_q) {
+  const uint64_t warps = uint64_t(gridDim.x) * (blockDim.x / 32), used = ledger->chosen;
+  const uint32_t lane = threadIdx.x % 32;
+  const float scale = 1.0f / (float(used) * float(longest));
+  for (uint64_t row = uint64_t(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32; row < rows; row += warps) {
+    if (row < used) {
+      const uint32_t slot = chosen[row];
+      copy_row({tokens, lengths}, slot, {to_tokens, to_lengths}, row, longest, pad);
+      if (lane == 0) weights[row] = (float(exp(log_w[slot] - ledger->log_mean)) - reward_baseline) * scale;
+      if (lane == 0) to_log_q[row] = log_q[slot];
+    } else {
+      for (uint32_t t = lane; t < longest; t += 32) to_tokens[row * longest + t] = t == 0 ? eos : pad;
+      if (lane == 0) to_lengths[row] = 1, weights[row] = 0, to_log_q[row] = kInf;
+    }
+  }
+}
+
+// The loss of an update joins the books: weights without the baseline, which are never negative. One block.
+extern "C" __global__ void __launch_bounds__(kThreads)
+pool_loss(const float* weights, const double* log_pi, uint32_t longest, float reward_baseline, Ledger* ledger) {
+  const uint64_t rows = ledger->chosen;
+  const float baseline = reward_baseline * (1.0f / (float(rows) * float(longest)));
+  double loss = 0, total = 0;
+  for (uint64_t row = threadIdx.x; row < rows; row += kThreads) {
+    const double weight = double(weights[row] + baseline);
+    // A row of weight 0 may have been skipped, and has no log pi then.
+    if (weight > 0) loss -= weight * log_pi[row], total += weight * double(longest);
+  }
+  loss = block_sum(loss), total = block_sum(total);
+  if (threadIdx.x == 0) ledger->loss += loss, ledger->loss_weight += total;
+}
+
+EXPORT_KERNEL(pool_weigh)
+EXPORT_KERNEL(pool_mean)
+EXPORT_KERNEL(pool_accept)
+EXPORT_KERNEL(pool_keep)
+EXPORT_KERNEL(pool_scatter)
+EXPORT_KERNEL(pool_choose)
+EXPORT_KERNEL(pool_gather)
+EXPORT_KERNEL(pool_loss)

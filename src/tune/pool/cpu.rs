@@ -1,0 +1,274 @@
+//! The pool on the CPU.
+
+use super::{Choice, Chosen, Ledger, NewDraws, Pool, PoolKernel};
+use crate::backend::Cpu;
+use crate::error::{Error, Result};
+use crate::rng::{Draw, Purpose};
+use crate::tune::rejection::Rejection;
+use crate::weights::LogMean;
+
+impl PoolKernel for Cpu {
+    fn weigh(&self, pool: &mut Pool<Cpu>, log_p: &[f64], log_q: &[f64], log_w: &mut [f64]) -> Result<()> {
+        log_w.iter_mut().zip(log_p.iter().zip(log_q)).for_each(|(log_w, (log_p, log_q))| *log_w = log_p - log_q);
+        if let Some(row) = log_w.iter().position(|log_w| log_w.is_nan() || *log_w == f64::INFINITY) {
+            return Err(Error::not_a_number("log-weight", format!("draw {row}")));
+        }
+        pool.ledger[0].log_z.push(log_w)
+    }
+
+    fn reward(&self, pool: &mut Pool<Cpu>, log_p: &[f64]) -> Result<()> {
+        pool.ledger[0].log_reward.push(log_p)
+    }
+
+    fn accept(&self, pool: &mut Pool<Cpu>, rejection: &Rejection, draw: Draw, log_w: &mut [f64]) -> Result<()> {
+        let largest = log_w.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        if !rejection.exact && largest > pool.ledger[0].log_bound {
+            raise(pool, rejection, largest);
+        }
+        // Lane 0 belongs to the fit's rejection.
+        let (coin, log_bound) = (Draw { purpose: Purpose::Accept, ..draw }, pool.ledger[0].log_bound);
+        for (row, log_w) in log_w.iter_mut().enumerate() {
+            let accepted = coin.fine_uniform(row as u64, 0, 1) < (*log_w - log_bound).exp();
+            *log_w = if accepted { 0.0 } else { f64::NEG_INFINITY };
+        }
+        Ok(())
+    }
+
+    fn keep(&self, pool: &mut Pool<Cpu>, draws: &NewDraws<'_, Cpu>) -> Result<()> {
+        let (ledger, capacity) = (&mut pool.ledger[0], pool.batch.capacity());
+        if draws.fresh {
+            (ledger.next, ledger.rows, ledger.cursor) = (pool.pinned as u64, pool.pinned as u64, 0);
+        }
+        for row in (0..draws.batch.rows).filter(|&row| draws.all || draws.log_w[row] > f64::NEG_INFINITY) {
+            if ledger.next as usize == capacity {
+                ledger.next = pool.pinned as u64;
+            }
+            let slot = ledger.next as usize;
+            if ledger.next == ledger.rows {
+                pool.order[slot] = slot as u32;
+                ledger.rows += 1;
+            }
+            pool.batch.set(slot, draws.batch.sequence(row));
+            (pool.log_w[slot], pool.log_q[slot]) = (draws.log_w[row], draws.log_q[row]);
+            ledger.next += 1;
+            ledger.kept += 1;
+        }
+        Ok(())
+    }
+
+    fn mean(&self, pool: &mut Pool<Cpu>, rewards: bool) -> Result<()> {
+        let ledger = &mut pool.ledger[0];
+        let mut mean = if rewards { ledger.log_reward } else { LogMean::new() };
+        if !rewards {
+            mean.push(&pool.log_w[..ledger.rows as usize])?;
+        }
+        ledger.log_mean = mean.value();
+        Ok(())
+    }
+
+    fn choose(&self, pool: &mut Pool<Cpu>, chosen: &mut Chosen<Cpu>, choice: &Choice<'_, Cpu>) -> Result<()> {
+        let rows = chosen.rows();
+        let ledger = &mut pool.ledger[0];
+        let most = ledger.rows.min(rows as u64);
+        let used_up = (ledger.picks + most) as f64 / ledger.kept as f64 > choice.uses as f64;
+        let goes_on = ledger.log_mean > f64::NEG_INFINITY && !used_up;
+        ledger.chosen = if goes_on { most } else { 0 };
+        ledger.updates += u64::from(goes_on);
+        chosen.rate[0] = if goes_on { choice.rate[0] } else { 0.0 };
+        let count = ledger.chosen as usize;
+        shuffle(ledger, &mut pool.order, choice.draw, &mut chosen.slots[..count]);
+        let scale = scale(count, chosen.batch.space.longest);
+        for row in 0..count {
+            let slot = chosen.slots[row] as usize;
+            chosen.batch.set(row, pool.batch.sequence(slot));
+            let weight = (pool.log_w[slot] - ledger.log_mean).exp() as f32;
+            chosen.weights[row] = (weight - choice.reward_baseline) * scale;
+            chosen.log_q[row] = pool.log_q[slot];
+        }
+        for row in count..rows {
+            chosen.batch.set(row, &[chosen.batch.space.eos]);
+            (chosen.weights[row], chosen.log_q[row]) = (0.0, f64::INFINITY);
+        }
+        Ok(())
+    }
+
+    fn note_loss(
+        &self,
+        pool: &mut Pool<Cpu>,
+        chosen: &Chosen<Cpu>,
+        log_pi: &[f64],
+        reward_baseline: f32,
+    ) -> Result<()> {
+        let (ledger, longest) = (&mut pool.ledger[0], chosen.batch.space.longest);
+        let count = ledger.chosen as usize;
+        // What the weights are short of: the loss is weighted by w alone, which is never negative.
+        let baseline = reward_baseline * scale(count, longest);
+        for (weight, log_pi) in chosen.weights[..count].iter().zip(log_pi) {
+            let weight = f64::from(weight + baseline);
+            // A row of weight 0 may have been skipped, and has no log π then.
+            if weight > 0.0 {
+                ledger.loss -= weight * log_pi;
+                ledger.loss_weight += weight * f64::from(longest);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The factor of a row's weight: the gradient is per row and token.
+fn scale(rows: usize, longest: u32) -> f32 {
+    1.0 / (rows as f32 * longest as f32)
+}
+
+/// Raises rejection's bound: each sequence that is not pinned keeps its weight with the probability by which the bound's
+/// inverse falls.
+fn raise(pool: &mut Pool<Cpu>, rejection: &Rejection, log_bound: f64) {
+    let ledger = &mut pool.ledger[0];
+    ledger.raises += 1;
+    let (coin, log_share) = (Draw::new(rejection.seed, Purpose::Accept), ledger.log_bound - log_bound);
+    for slot in pool.pinned..ledger.rows as usize {
+        if coin.fine_uniform(slot as u64, ledger.raises as u32, 2) >= log_share.exp() {
+            pool.log_w[slot] = f64::NEG_INFINITY;
+        }
+    }
+    ledger.log_bound = log_bound;
+}
+
+/// Takes the next `chosen.len()` slots of the endless shuffle: at most all in use.
+fn shuffle(ledger: &mut Ledger, order: &mut [u32], draw: Draw, chosen: &mut [u32]) {
+    // Slots at the end of `order` that this choice took before it began a new pass.
+    let mut taken = 0;
+    for at in 0..chosen.len() {
+        if ledger.cursor == ledger.rows {
+            ledger.cursor = 0;
+            taken = at as u64;
+        }
+        // Position 0 of this purpose: maximum likelihood shuffles at its passes' numbers, from 1 on.
+        let word = draw.words(ledger.picks, 0, 0)[0];
+        ledger.picks += 1;
+        let (cursor, rest) = (ledger.cursor as usize, ledger.rows - taken - ledger.cursor);
+        order.swap(cursor, cursor + ((u64::from(word) * rest) >> 32) as usize);
+        chosen[at] = order[cursor];
+        ledger.cursor += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokens::{Batch, Space};
+
+    fn space() -> Space {
+        Space::new(9, 2).unwrap()
+    }
+
+    /// Sequences "0", "1", … with log-weights −0, −1, …
+    fn numbered(symbols: &[u32]) -> (Batch, Vec<f64>) {
+        let sequences: Vec<_> = symbols.iter().map(|&symbol| [symbol, space().eos]).collect();
+        let log_w = symbols.iter().map(|&symbol| -f64::from(symbol)).collect();
+        (Batch::from_sequences(space(), &sequences).unwrap(), log_w)
+    }
+
+    fn pool(capacity: usize, pinned: Option<&Batch>) -> Pool<Cpu> {
+        Pool::new(&Cpu, space(), capacity, capacity, f64::NEG_INFINITY, pinned).unwrap()
+    }
+
+    fn keep(pool: &mut Pool<Cpu>, symbols: &[u32]) {
+        let (batch, log_w) = numbered(symbols);
+        let draws = NewDraws { batch: &batch, log_w: &log_w[..], log_q: &log_w[..], all: false, fresh: false };
+        Cpu.keep(pool, &draws).unwrap();
+        Cpu.mean(pool, false).unwrap();
+    }
+
+    fn held(pool: &Pool<Cpu>) -> (Vec<u32>, Vec<f64>) {
+        let rows = pool.ledger[0].rows as usize;
+        (pool.batch.iter().take(rows).map(|sequence| sequence[0]).collect(), pool.log_w[..rows].to_vec())
+    }
+
+    /// The next `count` slots of the shuffle, fewer where there are no more.
+    fn choose(pool: &mut Pool<Cpu>, count: usize, uses: usize) -> Vec<u32> {
+        let mut chosen = Chosen::new(&Cpu, space(), count).unwrap();
+        let draw = Draw::new(1, Purpose::Shuffle);
+        let choice = Choice { uses, draw, reward_baseline: 0.0, rate: &vec![1.0] };
+        Cpu.choose(pool, &mut chosen, &choice).unwrap();
+        chosen.slots[..pool.ledger[0].chosen as usize].to_vec()
+    }
+
+    #[test]
+    fn the_oldest_leave_first_and_the_pinned_never() {
+        let mut ring = pool(4, None);
+        keep(&mut ring, &[0, 1, 2]);
+        keep(&mut ring, &[3, 5, 8]);
+        assert_eq!(held(&ring), (vec![5, 8, 2, 3], vec![-5.0, -8.0, -2.0, -3.0]));
+        let mut ring = pool(2, Some(&numbered(&[0, 1]).0));
+        keep(&mut ring, &[4, 5]);
+        keep(&mut ring, &[6]);
+        assert_eq!(held(&ring), (vec![0, 1, 6, 5], vec![0.0, 0.0, -6.0, -5.0]));
+        assert!(Pool::new(&Cpu, space(), 4, 5, 0.0, None).is_err(), "more at a time than there is room for");
+    }
+
+    #[test]
+    fn each_is_chosen_once_before_any_is_chosen_twice() {
+        for (rows, count) in [(9, 4), (9, 9), (7, 5), (8, 1), (3, 100)] {
+            let mut ring = pool(9, None);
+            keep(&mut ring, &(0..rows).collect::<Vec<_>>());
+            let mut all = Vec::new();
+            for _ in 0..30 {
+                let chosen = choose(&mut ring, count, usize::MAX);
+                let mut once = chosen.clone();
+                once.sort_unstable();
+                once.dedup();
+                assert_eq!(once.len(), count.min(rows as usize), "no repetition in one choice");
+                all.extend(chosen);
+            }
+            for pass in all.chunks_exact(rows as usize) {
+                let mut pass = pass.to_vec();
+                pass.sort_unstable();
+                assert_eq!(pass, (0..rows).collect::<Vec<_>>(), "{count} of {rows}");
+            }
+        }
+    }
+
+    #[test]
+    fn newcomers_join_the_pass_under_way_and_the_shuffle_moves() {
+        let mut ring = pool(9, None);
+        keep(&mut ring, &[0, 1, 2, 3]);
+        let mut chosen = choose(&mut ring, 3, usize::MAX);
+        keep(&mut ring, &[4, 5]);
+        chosen.extend(choose(&mut ring, 3, usize::MAX));
+        chosen.sort_unstable();
+        assert_eq!(chosen, [0, 1, 2, 3, 4, 5]);
+        let mut passes: Vec<_> = (0..4).map(|_| choose(&mut ring, 6, usize::MAX)).collect();
+        passes.dedup();
+        assert!(passes.len() > 1, "each pass has its own order");
+    }
+
+    /// Three sequences and two chosen at a time: after three updates each has been used twice.
+    #[test]
+    fn no_sequence_is_used_more_often_than_allowed() {
+        let mut ring = pool(9, None);
+        keep(&mut ring, &[0, 1, 2]);
+        let chosen = (0..5).map(|_| choose(&mut ring, 2, 2).len()).collect::<Vec<_>>();
+        assert_eq!((chosen, ring.ledger[0].updates), (vec![2, 2, 2, 0, 0], 3));
+        keep(&mut ring, &[3]);
+        assert_eq!(choose(&mut ring, 2, 2).len(), 2);
+    }
+
+    #[test]
+    fn a_higher_bound_thins_all_but_the_pinned() {
+        let mut ring = pool(4, Some(&numbered(&[1]).0));
+        let rejection = Rejection { log_bound: f64::NEG_INFINITY, exact: false, seed: 2 };
+        let mut accepted = |largest: f64| {
+            let mut log_w = [largest, f64::NEG_INFINITY, largest];
+            Cpu.accept(&mut ring, &rejection, Draw::new(2, Purpose::Tune), &mut log_w).unwrap();
+            let (batch, _) = numbered(&[2, 3, 4]);
+            let draws = NewDraws { batch: &batch, log_w: &log_w[..], log_q: &log_w[..], all: false, fresh: false };
+            Cpu.keep(&mut ring, &draws).unwrap();
+            (held(&ring), ring.ledger[0].raises)
+        };
+        // Weights as large as the bound are accepted for sure.
+        assert_eq!(accepted(0.0), ((vec![1, 2, 4], vec![0.0, 0.0, 0.0]), 1));
+        let ((_, log_w), raises) = accepted(50.0);
+        assert_eq!((log_w, raises), (vec![0.0, f64::NEG_INFINITY, f64::NEG_INFINITY, 0.0, 0.0], 2));
+    }
+}

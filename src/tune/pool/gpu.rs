@@ -1,0 +1,180 @@
+//! The pool on a GPU (`kernels/pool.cu`).
+
+use std::mem::offset_of;
+
+use super::{Choice, Chosen, Ledger, NewDraws, Pool, PoolKernel};
+use crate::backend::gpu::{Argument, Gpu, GpuView, GpuViewMut, Grid, Kernel, Launcher, arguments};
+use crate::error::Result;
+use crate::rng::{Draw, Purpose};
+use crate::tune::rejection::Rejection;
+
+/// The one block of the kernels that keep the books.
+const ONE: Grid = Grid { blocks: [1, 1], threads: 1024, shared_bytes: 0 };
+
+/// A warp for each row.
+fn warps(rows: usize) -> Grid {
+    Grid { threads: 256, ..Grid::over(rows, 8) }
+}
+
+impl<L: Launcher> PoolKernel for Gpu<L> {
+    fn weigh(
+        &self,
+        pool: &mut Pool<Self>,
+        log_p: GpuView<'_, f64>,
+        log_q: GpuView<'_, f64>,
+        log_w: GpuViewMut<'_, f64>,
+    ) -> Result<()> {
+        let (rows, mean) = (log_p.len() as u64, field(pool, offset_of!(Ledger, log_z)));
+        // pool_weigh(const double* log_p, const double* log_q, uint64_t rows, double* log_w, Mean* mean,
+        //   unsigned long long* status)
+        let arguments = arguments![&log_p, &log_q, rows, &log_w, mean, self.status()];
+        // SAFETY: all three views have `rows` values.
+        unsafe { self.launch(Kernel::PoolWeigh, ONE, arguments) }
+    }
+
+    fn reward(&self, pool: &mut Pool<Self>, log_p: GpuView<'_, f64>) -> Result<()> {
+        let (rows, mean, none) =
+            (log_p.len() as u64, field(pool, offset_of!(Ledger, log_reward)), Argument::Pointer(0));
+        // As above; what is null is not touched.
+        // SAFETY: the view has `rows` values.
+        unsafe { self.launch(Kernel::PoolWeigh, ONE, arguments![&log_p, none, rows, none, mean, self.status()]) }
+    }
+
+    fn accept(
+        &self,
+        pool: &mut Pool<Self>,
+        rejection: &Rejection,
+        draw: Draw,
+        log_w: GpuViewMut<'_, f64>,
+    ) -> Result<()> {
+        // pool_accept(double* log_w, uint64_t rows, uint64_t seed, uint64_t first, const uint64_t* skip,
+        //   uint64_t thin_seed, uint32_t purpose, uint32_t exact, double* kept, uint64_t pinned, Ledger* ledger)
+        let arguments = arguments![
+            &log_w,
+            log_w.len() as u64,
+            draw.seed,
+            draw.first,
+            Argument::Pointer(self.skip_address()),
+            rejection.seed,
+            Purpose::Accept as u32,
+            u32::from(rejection.exact),
+            &pool.log_w,
+            pool.pinned as u64,
+            &pool.ledger,
+        ];
+        // SAFETY: the view has `rows` values; the ledger counts at most the pool's slots.
+        unsafe { self.launch(Kernel::PoolAccept, ONE, arguments) }
+    }
+
+    fn keep(&self, pool: &mut Pool<Self>, draws: &NewDraws<'_, Self>) -> Result<()> {
+        let (rows, space) = (draws.batch.rows as u64, draws.batch.space);
+        let (all, fresh) = (u32::from(draws.all), u32::from(draws.fresh));
+        let (capacity, pinned) = (pool.batch.capacity() as u64, pool.pinned as u64);
+        // SAFETY: the draws have `rows` rows and values each, the pool room for as many beside the pinned; the slots that
+        // the first kernel gives are below the capacity, and no two draws have the same.
+        unsafe {
+            // pool_keep(const double* log_w, uint64_t rows, uint32_t all, uint32_t fresh, uint64_t capacity,
+            //   uint64_t pinned, uint32_t* slots, uint32_t* order, Ledger* ledger)
+            let (slots, order, ledger) = (&pool.slots, &pool.order, &pool.ledger);
+            let arguments = arguments![&draws.log_w, rows, all, fresh, capacity, pinned, slots, order, ledger];
+            self.launch(Kernel::PoolKeep, ONE, arguments)?;
+            // pool_scatter(uint32_t* tokens, uint32_t* lengths, const double* log_w, const double* log_q,
+            //   const uint32_t* slots, uint64_t rows, uint32_t longest, uint32_t pad, uint32_t* to_tokens,
+            //   uint32_t* to_lengths, double* to_log_w, double* to_log_q)
+            let arguments = arguments![
+                &draws.batch.tokens,
+                &draws.batch.lengths,
+                &draws.log_w,
+                &draws.log_q,
+                slots,
+                rows,
+                space.longest,
+                space.pad,
+                &pool.batch.tokens,
+                &pool.batch.lengths,
+                &pool.log_w,
+                &pool.log_q,
+            ];
+            self.launch(Kernel::PoolScatter, warps(draws.batch.rows), arguments)
+        }
+    }
+
+    fn mean(&self, pool: &mut Pool<Self>, rewards: bool) -> Result<()> {
+        // pool_mean(const double* log_w, uint32_t rewards, Ledger* ledger)
+        // SAFETY: the ledger counts at most the pool's slots.
+        unsafe { self.launch(Kernel::PoolMean, ONE, arguments![&pool.log_w, u32::from(rewards), &pool.ledger]) }
+    }
+
+    fn choose(&self, pool: &mut Pool<Self>, chosen: &mut Chosen<Self>, choice: &Choice<'_, Self>) -> Result<()> {
+        let (rows, space) = (chosen.rows() as u64, chosen.batch.space);
+        // SAFETY: `chosen` has room for `rows` rows; the ledger counts at most the pool's slots, and the order holds each of
+        // them once. The rates are one value each.
+        unsafe {
+            // pool_choose(uint32_t* order, uint32_t* chosen, uint64_t count, uint64_t uses, uint64_t seed,
+            //   uint32_t purpose, const float* wanted_rate, float* rate, Ledger* ledger)
+            let arguments = arguments![
+                &pool.order,
+                &chosen.slots,
+                rows,
+                choice.uses as u64,
+                choice.draw.seed,
+                choice.draw.purpose as u32,
+                choice.rate,
+                &chosen.rate,
+                &pool.ledger,
+            ];
+            self.launch(Kernel::PoolChoose, ONE, arguments)?;
+            // pool_gather(uint32_t* tokens, uint32_t* lengths, const double* log_w, const double* log_q,
+            //   const uint32_t* chosen, uint64_t rows, uint32_t longest, uint32_t eos, uint32_t pad,
+            //   float reward_baseline, const Ledger* ledger, uint32_t* to_tokens, uint32_t* to_lengths, float* weights,
+            //   double* to_log_q)
+            let arguments = arguments![
+                &pool.batch.tokens,
+                &pool.batch.lengths,
+                &pool.log_w,
+                &pool.log_q,
+                &chosen.slots,
+                rows,
+                space.longest,
+                space.eos,
+                space.pad,
+                choice.reward_baseline,
+                &pool.ledger,
+                &chosen.batch.tokens,
+                &chosen.batch.lengths,
+                &chosen.weights,
+                &chosen.log_q,
+            ];
+            self.launch(Kernel::PoolGather, warps(chosen.rows()), arguments)
+        }
+    }
+
+    fn note_loss(
+        &self,
+        pool: &mut Pool<Self>,
+        chosen: &Chosen<Self>,
+        log_pi: GpuView<'_, f64>,
+        reward_baseline: f32,
+    ) -> Result<()> {
+        // pool_loss(const float* weights, const double* log_pi, uint32_t longest, float reward_baseline, Ledger* ledger)
+        let arguments = arguments![&chosen.weights, &log_pi, chosen.batch.space.longest, reward_baseline, &pool.ledger];
+        // SAFETY: weights and log π have a value for each row, of which the ledger counts no more.
+        unsafe { self.launch(Kernel::PoolLoss, ONE, arguments) }
+    }
+}
+
+/// The address of a field of the ledger.
+fn field<L: Launcher>(pool: &Pool<Gpu<L>>, offset: usize) -> Argument<'static> {
+    Argument::Pointer(pool.ledger.address() + offset as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ledger_has_the_kernels_size() {
+        assert_eq!(size_of::<Ledger>(), 160);
+        assert_eq!(offset_of!(Ledger, next), 96);
+    }
+}

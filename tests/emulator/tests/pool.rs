@@ -1,0 +1,241 @@
+//! The trainer's pool on a GPU: which draws are kept, which are chosen, with what weights, as on the CPU.
+
+use ebm_dpg::backend::gpu::{Gpu, Launcher};
+use ebm_dpg::backend::{Backend, Cpu, Element, Memory};
+use ebm_dpg::rng::{Draw, Purpose};
+use ebm_dpg::tokens::{Batch, Space};
+use ebm_dpg::tune::{Choice, Chosen, Ledger, NewDraws, Pool, PoolKernel, Rejection};
+
+mod support;
+use support::{download, noise, on_every_backend, upload};
+
+on_every_backend!(
+    the_ring_and_the_shuffle_are_those_of_the_cpu,
+    rejection_is_that_of_the_cpu,
+    the_mean_reward_is_that_of_the_cpu,
+    no_update_without_weights_and_none_too_many,
+    bad_weights_are_named_and_not_kept,
+);
+
+fn space() -> Space {
+    Space::new(9, 3).unwrap()
+}
+
+/// Sequences of one and two symbols, and cut ones.
+fn batch(rows: usize, seed: usize) -> Batch {
+    let sequence = |row: usize| {
+        let mut sequence: Vec<u32> = (0..(row + seed) % 4).map(|t| ((row * 7 + t + seed) % 9) as u32).collect();
+        if sequence.len() < 3 {
+            sequence.push(space().eos);
+        }
+        sequence
+    };
+    Batch::from_sequences(space(), &(0..rows).map(sequence).collect::<Vec<_>>()).unwrap()
+}
+
+/// log P and log q; one P in four is 0.
+fn drawn(rows: usize, seed: u64) -> (Vec<f64>, Vec<f64>) {
+    let log_q: Vec<f64> = noise(seed, rows).iter().map(|&v| f64::from(v) - 9.0).collect();
+    let gap = noise(seed + 100, rows);
+    let log_p = |row: usize| if row % 4 == 1 { f64::NEG_INFINITY } else { log_q[row] + 3.0 * f64::from(gap[row]) };
+    ((0..rows).map(log_p).collect(), log_q)
+}
+
+/// How a pool is used.
+#[derive(Clone, Copy)]
+struct Use {
+    capacity: usize,
+    rows: usize,
+    pinned: usize,
+    update: usize,
+    all: bool,
+    fresh: bool,
+    uses: usize,
+}
+
+const PLAIN: Use = Use { capacity: 64, rows: 40, pinned: 0, update: 16, all: false, fresh: false, uses: 1000 };
+
+/// What can be seen of a pool after some rounds of draws and updates.
+#[derive(Debug, Default)]
+struct Seen {
+    ledgers: Vec<Ledger>,
+    order: Vec<Vec<u32>>,
+    chosen: Vec<Vec<u32>>,
+    tokens: Vec<Vec<u32>>,
+    lengths: Vec<Vec<u32>>,
+    weights: Vec<Vec<f32>>,
+    log_q: Vec<Vec<f64>>,
+    rates: Vec<f32>,
+}
+
+fn read<B: Backend, T: Element>(backend: &B, buffer: &B::Buffer<T>) -> Vec<T> {
+    let mut host = vec![T::default(); B::len(buffer)];
+    backend.download(buffer, &mut host).unwrap();
+    host
+}
+
+/// Three batches of draws with three updates each.
+fn used<B: Backend>(backend: &B, how: Use, rejection: Option<&Rejection>) -> Seen {
+    let pinned = batch(how.pinned, 50).upload(backend).unwrap();
+    let bound = rejection.map_or(0.0, |rejection| rejection.log_bound);
+    let pinned = (how.pinned > 0).then_some(&pinned);
+    let mut pool = Pool::new(backend, space(), how.capacity, how.rows, bound, pinned).unwrap();
+    let mut chosen = Chosen::new(backend, space(), how.update).unwrap();
+    let mut rate = backend.zeros(1, "rate").unwrap();
+    backend.upload(&[0.5f32], &mut rate).unwrap();
+    let column = |values: &[f64]| {
+        let mut buffer = backend.zeros(values.len(), "column").unwrap();
+        backend.upload(values, &mut buffer).unwrap();
+        buffer
+    };
+    let (mut seen, rows) = (Seen::default(), how.rows);
+    let mut log_w = backend.zeros(rows, "log w").unwrap();
+    for round in 0..3u64 {
+        let (log_p, log_q) = drawn(rows, round);
+        let (log_p, log_q) = (column(&log_p), column(&log_q));
+        let (log_p, log_q) = (B::view(&log_p, rows), B::view(&log_q, rows));
+        backend.weigh(&mut pool, log_p, log_q, B::view_mut(&mut log_w, rows)).unwrap();
+        if let Some(rejection) = rejection {
+            let draw = Draw::new(7, Purpose::Tune).skip(round * rows as u64);
+            backend.accept(&mut pool, rejection, draw, B::view_mut(&mut log_w, rows)).unwrap();
+        }
+        let batch = batch(rows, round as usize).upload(backend).unwrap();
+        let log_w = B::view(&log_w, rows);
+        let draws = NewDraws { batch: &batch, log_w, log_q, all: how.all, fresh: how.fresh };
+        backend.keep(&mut pool, &draws).unwrap();
+        backend.mean(&mut pool, false).unwrap();
+        for _ in 0..3 {
+            let draw = Draw::new(5, Purpose::Shuffle);
+            let choice = Choice { uses: how.uses, draw, reward_baseline: 0.25, rate: &rate };
+            backend.choose(&mut pool, &mut chosen, &choice).unwrap();
+            let log_pi = column(&vec![-2.5; how.update]);
+            backend.note_loss(&mut pool, &chosen, B::view(&log_pi, how.update), 0.25).unwrap();
+            let ledger = pool.ledger(backend).unwrap();
+            seen.order.push(read(backend, &pool.order)[..ledger.rows as usize].to_vec());
+            seen.chosen.push(read(backend, &chosen.slots)[..ledger.chosen as usize].to_vec());
+            seen.ledgers.push(ledger);
+            seen.tokens.push(read(backend, &chosen.batch.tokens));
+            seen.lengths.push(read(backend, &chosen.batch.lengths));
+            seen.weights.push(read(backend, &chosen.weights));
+            seen.log_q.push(read(backend, &chosen.log_q));
+            seen.rates.push(read(backend, &chosen.rate)[0]);
+        }
+    }
+    seen
+}
+
+/// Equal to the last digits, both infinities included.
+fn assert_close(what: &str, got: f64, want: f64) {
+    assert!(got == want || (got - want).abs() <= 1e-12 * want.abs().max(1.0), "{what}: {got} and {want}");
+}
+
+#[track_caller]
+fn assert_books(got: &Ledger, want: &Ledger) {
+    let counts = |l: &Ledger| [l.next, l.rows, l.kept, l.cursor, l.picks, l.chosen, l.updates, l.raises];
+    assert_eq!(counts(got), counts(want));
+    assert_eq!((got.log_z.count(), got.log_reward.count()), (want.log_z.count(), want.log_reward.count()));
+    assert_close("log Z", got.log_z.value(), want.log_z.value());
+    assert_close("ESS", got.log_z.ess(), want.log_z.ess());
+    assert_close("log reward", got.log_reward.value(), want.log_reward.value());
+    assert_close("log mean", got.log_mean, want.log_mean);
+    assert_close("log bound", got.log_bound, want.log_bound);
+    // Weights are of single precision.
+    assert!((got.loss - want.loss).abs() <= 1e-6 * want.loss.abs(), "loss: {} and {}", got.loss, want.loss);
+    assert!((got.loss_weight - want.loss_weight).abs() <= 1e-6 * want.loss_weight);
+}
+
+mod cases {
+    use super::*;
+
+    fn follows_the_cpu<L: Launcher>(gpu: &Gpu<L>, how: Use, rejection: Option<&Rejection>) -> Seen {
+        let (got, want) = (used(gpu, how, rejection), used(&Cpu, how, rejection));
+        assert_eq!(got.order, want.order);
+        assert_eq!(got.chosen, want.chosen);
+        assert_eq!(got.tokens, want.tokens);
+        assert_eq!(got.lengths, want.lengths);
+        assert_eq!(got.log_q, want.log_q);
+        assert_eq!(got.rates, want.rates);
+        got.ledgers.iter().zip(&want.ledgers).for_each(|(got, want)| assert_books(got, want));
+        for (got, want) in got.weights.iter().flatten().zip(want.weights.iter().flatten()) {
+            assert!((got - want).abs() <= 1e-6 * want.abs().max(1e-3), "{got} and {want}");
+        }
+        got
+    }
+
+    pub fn the_ring_and_the_shuffle_are_those_of_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
+        for how in [
+            PLAIN,
+            // Passes end within an update, and the ring within a batch of draws.
+            Use { capacity: 41, update: 30, ..PLAIN },
+            Use { pinned: 5, update: 11, ..PLAIN },
+            Use { all: true, ..PLAIN },
+            Use { all: true, fresh: true, capacity: 40, update: 40, ..PLAIN },
+            // More rows to an update than there are, and than a block has threads.
+            Use { update: 100, ..PLAIN },
+            Use { capacity: 2600, rows: 1500, update: 1100, ..PLAIN },
+            Use { capacity: 1, rows: 1, update: 1, ..PLAIN },
+        ] {
+            follows_the_cpu(gpu, how, None);
+        }
+    }
+
+    pub fn rejection_is_that_of_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
+        let exact = Rejection { log_bound: 3.0, exact: true, seed: 4 };
+        let seen = follows_the_cpu(gpu, Use { pinned: 3, ..PLAIN }, Some(&exact));
+        assert_eq!(seen.ledgers.last().unwrap().raises, 0);
+        let rising = Rejection { log_bound: f64::NEG_INFINITY, exact: false, seed: 4 };
+        let seen = follows_the_cpu(gpu, Use { pinned: 3, ..PLAIN }, Some(&rising));
+        assert!(seen.ledgers.last().unwrap().raises > 1);
+        let before = f64::exp(seen.ledgers[0].log_mean);
+        assert!(before == 1.0 && seen.ledgers.last().unwrap().log_mean < 0.0, "some were thinned");
+    }
+
+    pub fn the_mean_reward_is_that_of_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
+        fn books<B: Backend>(backend: &B) -> Ledger {
+            let mut pool = Pool::new(backend, space(), 2, 2, 0.0, None).unwrap();
+            for rewards in
+                [vec![f64::NEG_INFINITY; 3], vec![-900.0, f64::NEG_INFINITY], vec![-901.0; 1500], vec![-898.0]]
+            {
+                let mut buffer = backend.zeros(rewards.len(), "rewards").unwrap();
+                backend.upload(&rewards, &mut buffer).unwrap();
+                backend.reward(&mut pool, B::view(&buffer, rewards.len())).unwrap();
+            }
+            backend.mean(&mut pool, true).unwrap();
+            pool.ledger(backend).unwrap()
+        }
+        let (got, want) = (books(gpu), books(&Cpu));
+        assert_books(&got, &want);
+        assert_close("log mean", got.log_mean, want.log_reward.value());
+    }
+
+    pub fn no_update_without_weights_and_none_too_many<L: Launcher>(gpu: &Gpu<L>) {
+        let seen = follows_the_cpu(gpu, Use { uses: 1, ..PLAIN }, None);
+        // 30 of 40 draws have a weight: one update of 16, and with the next two batches of draws two each.
+        assert_eq!(seen.ledgers.iter().map(|l| l.updates).collect::<Vec<_>>(), [1, 1, 1, 2, 3, 3, 4, 5, 5]);
+        assert_eq!(seen.rates, [0.5, 0.0, 0.0, 0.5, 0.5, 0.0, 0.5, 0.5, 0.0]);
+        let none = Rejection { log_bound: 1e6, exact: true, seed: 4 };
+        let seen = follows_the_cpu(gpu, PLAIN, Some(&none));
+        assert_eq!(seen.ledgers.last().unwrap().updates, 0);
+        assert!(seen.rates.iter().chain(seen.weights.iter().flatten()).all(|&value| value == 0.0));
+    }
+
+    pub fn bad_weights_are_named_and_not_kept<L: Launcher>(gpu: &Gpu<L>) {
+        for bad in [f64::NAN, f64::INFINITY] {
+            let (mut log_p, log_q) = drawn(40, 1);
+            log_p[22] = bad;
+            let (log_p, log_q) = (upload(gpu, &log_p), upload(gpu, &log_q));
+            let mut log_w = upload(gpu, &vec![0.0f64; 40]);
+            let mut pool = Pool::new(gpu, space(), 40, 40, 0.0, None).unwrap();
+            let (p, q) = (Gpu::<L>::view(&log_p, 40), Gpu::<L>::view(&log_q, 40));
+            gpu.weigh(&mut pool, p, q, Gpu::<L>::view_mut(&mut log_w, 40)).unwrap();
+            let batch = batch(40, 0).upload(gpu).unwrap();
+            let log_w_of = Gpu::<L>::view(&log_w, 40);
+            let draws = NewDraws { batch: &batch, log_w: log_w_of, log_q: q, all: false, fresh: false };
+            gpu.keep(&mut pool, &draws).unwrap();
+            assert_eq!(gpu.check().unwrap_err().to_string(), "importance weight: not a number at row 22");
+            assert!(download(gpu, &log_w)[22].is_nan());
+            let ledger = pool.ledger(gpu).unwrap();
+            assert!(ledger.kept == 29 && ledger.log_z.value().is_finite());
+        }
+    }
+}
