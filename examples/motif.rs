@@ -19,6 +19,7 @@ use support::Experiment;
 use support::estimate::Plan;
 use support::experiment as phase;
 use support::options::{self, Init, Mode, Motif, Options};
+use support::page;
 use support::report::{CrossEntropies, Features, Frequencies, MomentTable, Output, Report, Seconds};
 
 /// Strings to stop the base's training by, and to report on: the papers'.
@@ -75,6 +76,7 @@ impl Experiment for Motif {
         seconds.total = started.elapsed().as_secs_f64();
         let report = Report { seconds, ..report };
         report.write(&mut output)?;
+        page::write(&report, &names, &["base.svg", "tuning.svg"], &mut output)?;
         support::print(&report.table(&names, &output))
     }
 }

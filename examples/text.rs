@@ -22,6 +22,7 @@ use support::Experiment;
 use support::estimate::Plan;
 use support::experiment::{self as phase, Fitted};
 use support::options::{Options, Swap, Text, Want};
+use support::page;
 use support::report::{CrossEntropies, Features, Frequencies, MomentTable, Output, Report, Seconds};
 
 /// What is read where no file is given.
@@ -84,6 +85,7 @@ impl Experiment for Text {
         let seconds = Seconds { base: seconds, fit: run.fit.seconds, tune: tuning, total };
         let report = Report { seconds, ..report };
         report.write(&mut output)?;
+        page::write(&report, features.names(), &["base.svg", "tuning.svg"], &mut output)?;
         support::print(&format!("{}{}", run.samples()?, report.table(features.names(), &output)))
     }
 }

@@ -12,6 +12,7 @@ pub mod config;
 pub mod estimate;
 pub mod experiment;
 pub mod options;
+pub mod page;
 pub mod plot;
 pub mod progress;
 pub mod report;

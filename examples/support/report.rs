@@ -142,9 +142,8 @@ impl Report {
 
     /// The report for people; `names` are those of the features.
     pub fn table(&self, names: &[String], output: &Output) -> String {
-        let tables = [self.quality(), self.moment_rows(names), self.estimates()];
         let mut text = self.headline();
-        for rows in &tables {
+        for (_, rows) in &self.tables(names) {
             text.push_str(&align(rows));
         }
         let Seconds { base, fit, tune, total } = self.seconds;
@@ -159,7 +158,13 @@ impl Report {
         text
     }
 
-    fn headline(&self) -> String {
+    /// Tables with their headings; the first row of each has the titles.
+    pub fn tables(&self, names: &[String]) -> [(&'static str, Vec<Vec<String>>); 3] {
+        [("Quality", self.quality()), ("Moments", self.moment_rows(names)), ("Estimates", self.estimates())]
+    }
+
+    /// What was done, in a line.
+    pub fn headline(&self) -> String {
         let method = serde_json::to_value(self.method).unwrap_or_default();
         let method = method.as_str().unwrap_or_default();
         let what = match &self.motif {
