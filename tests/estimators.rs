@@ -2,6 +2,7 @@
 
 use ebm_dpg::Error;
 use ebm_dpg::backend::Cpu;
+use ebm_dpg::gradient::Divergence;
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::weights::*;
 use rayon::prelude::*;
@@ -60,6 +61,25 @@ impl Outcomes {
         0.5 * self.sum(|k| (self.p(k) - other[k]).abs())
     }
 
+    /// D_f by enumeration, with f(1) = f′(1) = 0.
+    fn divergence(&self, f: impl Fn(f64) -> f64, beyond: f64) -> f64 {
+        let term = |k: usize| match self.p(k) {
+            0.0 => self.pi[k] * beyond,
+            p => p * f(self.pi[k] / p),
+        };
+        self.sum(term)
+    }
+
+    fn jensen_shannon(&self) -> f64 {
+        let f = |t: f64| 0.5 * (t * t.ln() - (1.0 + t) * (0.5 * (1.0 + t)).ln());
+        self.divergence(f, 0.5 * std::f64::consts::LN_2)
+    }
+
+    /// α = ½: 4·(1 − Σ √(pπ)) up to the linear terms of f.
+    fn half(&self) -> f64 {
+        self.divergence(|t| 2.0 * (t.sqrt() - 1.0).powi(2), 2.0)
+    }
+
     fn moment(&self, feature: usize) -> f64 {
         self.sum(|k| self.p(k) * f64::from(self.phi[k][feature]))
     }
@@ -76,6 +96,8 @@ impl Outcomes {
             ("moment of a fraction", self.moment(1)),
             ("KL difference", self.kl(&self.q) - self.kl(&self.pi)),
             ("TV difference", self.tv(&self.q) - self.tv(&self.pi)),
+            ("JS(p, π)", self.jensen_shannon()),
+            ("α-divergence, α = ½", self.half()),
         ]
     }
 
@@ -124,6 +146,8 @@ fn estimates(rows: &Rows) -> (Vec<Estimate>, f64) {
         moments[1],
         weights.kl_difference(&rows.log_pi).unwrap(),
         weights.tv_difference(&rows.log_pi).unwrap(),
+        weights.divergence_to(Divergence::JensenShannon, &rows.log_pi).unwrap(),
+        weights.divergence_to(Divergence::Alpha(0.5), &rows.log_pi).unwrap(),
     ];
     (all, weights.ess())
 }
@@ -156,7 +180,7 @@ fn intervals_cover_95_percent() {
             let (estimates, ess) = estimates(&outcomes.rows(&outcomes.draw(1000 + seed, size)));
             assert!(ess > size as f64 / 10.0, "effective sample size {ess}");
             let covers = |(estimate, (name, truth)): (&Estimate, &(&str, f64))| {
-                let positive = name.starts_with("KL(") || name.starts_with("TV(");
+                let positive = ["KL(", "TV(", "JS(", "α"].iter().any(|kind| name.starts_with(kind));
                 assert!(!positive || *truth > 5.0 * estimate.standard_error, "{name} is near its boundary");
                 (estimate.value - truth).abs() <= 1.96 * estimate.standard_error
             };
@@ -168,6 +192,50 @@ fn intervals_cover_95_percent() {
         println!("{name} = {truth:.4}: coverage {coverage:.4}");
         assert!((0.93..=0.97).contains(&coverage), "{name}: coverage {coverage}");
     }
+}
+
+/// The divergences that are infinite where π leaves the support of p, and χ², whose tails leave no room for a coverage: the
+/// estimate from a large sample against enumeration, and the hazards.
+#[test]
+fn divergences_of_both_directions() {
+    let mut outcomes = Outcomes::new(200, 0.4, 1e3);
+    let log_pi_everywhere = outcomes.pi.clone();
+    for k in (0..200).filter(|k| k % 10 == 3) {
+        outcomes.pi[k] = 0.0;
+    }
+    let total: f64 = outcomes.pi.iter().sum();
+    outcomes.pi.iter_mut().for_each(|pi| *pi /= total);
+    let rows = outcomes.rows(&outcomes.draw(77, 200_000));
+    let weights = ImportanceWeights::new(&rows.log_p, &rows.log_q).unwrap();
+    let truths: [(Divergence, f64); 6] = [
+        (Divergence::ReverseKl, outcomes.divergence(|t| t * t.ln() - t + 1.0, 0.0)),
+        (Divergence::ForwardChiSquare, outcomes.divergence(|t| (1.0 - t).powi(2) / t, 1.0)),
+        (Divergence::ReverseChiSquare, outcomes.divergence(|t| (1.0 - t).powi(2), 0.0)),
+        (Divergence::Alpha(2.0), outcomes.divergence(|t| (1.0 - t).powi(2) / 2.0, 0.0)),
+        (Divergence::Alpha(-1.0), outcomes.divergence(|t| (1.0 - t).powi(2) / t / 2.0, 0.5)),
+        (Divergence::Alpha(0.0), outcomes.kl(&outcomes.pi)),
+    ];
+    for (divergence, truth) in truths {
+        let found = weights.divergence_to(divergence, &rows.log_pi).unwrap();
+        let (off, error) = ((found.value - truth).abs(), found.standard_error);
+        assert!(off < 4.0 * error && error < 0.05 * truth, "{divergence:?}: {found:?} instead of {truth}");
+    }
+    // π with mass where P = 0.
+    let beyond: Vec<f64> = outcomes.draw(77, 200_000).iter().map(|&k| log_pi_everywhere[k].ln()).collect();
+    for divergence in [Divergence::ReverseKl, Divergence::ReverseChiSquare, Divergence::Alpha(2.0)] {
+        assert_eq!(weights.divergence_to(divergence, &beyond).unwrap().value, f64::INFINITY);
+    }
+    let within = weights.clone().with_outside(Estimate::exact(0.0));
+    assert!(within.divergence_to(Divergence::ReverseKl, &rows.log_pi).unwrap().value.is_finite());
+    let part = weights.clone().with_outside(Estimate { value: 0.1, standard_error: 0.01 });
+    let (more, less) = (
+        part.divergence_to(Divergence::JensenShannon, &rows.log_pi).unwrap(),
+        within.divergence_to(Divergence::JensenShannon, &rows.log_pi).unwrap(),
+    );
+    assert!((more.value - less.value - 0.05 * 2f64.ln()).abs() < 1e-12 && more.standard_error > less.standard_error);
+    assert_eq!(part.divergence_to(Divergence::ReverseKl, &rows.log_pi).unwrap().value, f64::INFINITY);
+    assert!(weights.divergence_to(Divergence::Alpha(1.0), &rows.log_pi).is_err());
+    assert!(weights.divergence_to(Divergence::JensenShannon, &rows.log_pi[1..]).is_err());
 }
 
 /// log Ẑ over several batches, cross-entropies and frequencies: the intervals of the sums of two sources.

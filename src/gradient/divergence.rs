@@ -66,7 +66,7 @@ impl Divergence {
         }
     }
 
-    pub(super) fn check(self) -> Result<()> {
+    pub(crate) fn check(self) -> Result<()> {
         match self {
             Divergence::Alpha(alpha) if !alpha.is_finite() || alpha == 1.0 => {
                 Err(Error::argument("α of the divergence", "a finite number other than 1", alpha))

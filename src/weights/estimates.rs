@@ -26,14 +26,14 @@ pub const MIN_ESS: f64 = 100.0;
 pub struct ImportanceWeights<'a> {
     log_q: &'a [f64],
     /// log v = log w − log Ẑ, −∞ where P = 0.
-    log_v: Vec<f64>,
+    pub(super) log_v: Vec<f64>,
     /// v, with mean 1.
-    v: Vec<f64>,
+    pub(super) v: Vec<f64>,
     log_z: Estimate,
     ess: f64,
     pareto_k: Option<f64>,
     /// π(P = 0), where it is known from elsewhere.
-    outside: Option<Estimate>,
+    pub(super) outside: Option<Estimate>,
 }
 
 impl<'a> ImportanceWeights<'a> {
@@ -216,7 +216,7 @@ impl<'a> ImportanceWeights<'a> {
     }
 
     /// log u = log π − log q.
-    fn log_ratio(&self, log_pi: &[f64]) -> Result<Vec<f64>> {
+    pub(super) fn log_ratio(&self, log_pi: &[f64]) -> Result<Vec<f64>> {
         expect_len("log-probs of the policy", self.rows(), log_pi.len())?;
         if let Some(row) = log_pi.iter().position(|&log_pi| log_pi.is_nan() || log_pi == f64::INFINITY) {
             return Err(Error::not_a_number("log-prob of the policy", format!("row {row} ({})", log_pi[row])));
@@ -251,7 +251,7 @@ impl<'a> ImportanceWeights<'a> {
 
     /// The mean of `term`, which depends on Ẑ through v alone with v·∂term/∂v = `slope`. As dv/dZ = −v/Z, its
     /// influence function is term − mean − E[slope]·(v − 1).
-    fn plug_in(&self, term: impl Fn(usize) -> f64 + Sync, slope: impl Fn(usize) -> f64 + Sync) -> Estimate {
+    pub(super) fn plug_in(&self, term: impl Fn(usize) -> f64 + Sync, slope: impl Fn(usize) -> f64 + Sync) -> Estimate {
         let rows = self.rows();
         let [mean, slope] = sums(rows, |row| [term(row), slope(row)]).map(|total| total / rows as f64);
         let [squares] = sums(rows, |row| [(term(row) - mean - slope * (self.v[row] - 1.0)).powi(2)]);

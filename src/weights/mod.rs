@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use crate::backend::{Backend, Cpu, Memory};
 use crate::error::{Error, Result, expect_len};
 
+mod divergences;
 mod estimate;
 mod estimates;
 mod gpu;
