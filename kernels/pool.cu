@@ -204,7 +204,7 @@ pool_choose(uint32_t* order, uint32_t* chosen, uint64_t count, uint64_t uses, ui
   const bool goes_on = ledger->log_mean > -kInf && !used_up;
   const uint64_t wanted = goes_on ? most : 0;
   uint64_t cursor = ledger->cursor, done = 0, taken = 0;  // `taken`: slots at the end of `order`, from the pass before
-  __syncthreads();
+  __syncthreads();  // mutation: without an update the ledger gets what was read from it; only the thread sanitizer sees that
   while (done < wanted) {
     if (cursor == held) cursor = 0, taken = done;
     const uint64_t tile = min(min(wanted - done, held - cursor), uint64_t(kThreads));
@@ -215,7 +215,7 @@ pool_choose(uint32_t* order, uint32_t* chosen, uint64_t count, uint64_t uses, ui
     }
     __syncthreads();
     shuffle_tile({pick, link}, order, cursor, uint32_t(tile), chosen + done);
-    __syncthreads();
+    __syncthreads();  // mutation: the barriers of the next tile order the same
     cursor += tile, done += tile;
   }
   if (threadIdx.x != 0) return;

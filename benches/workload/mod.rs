@@ -4,7 +4,6 @@
 //! models then have exactly `vocab` outputs, and every sequence is cut at the longest length.
 
 use ebm_dpg::adam::AdamOptions;
-use ebm_dpg::backend::Record;
 use ebm_dpg::features::{Feature, FeatureSet, FeatureTable};
 use ebm_dpg::models::{Coefficients, Lstm, LstmBackend, LstmShape, Policy, Sampler, Scorer, Weighting};
 use ebm_dpg::potential::{Potential, Role};
