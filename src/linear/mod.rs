@@ -167,6 +167,7 @@ pub fn linear_log_prob<B: Backend + LinearKernel, T: Logit>(
 /// As [`linear_log_prob`]; offsets that fall or go beyond the rows, a workspace too small for one sequence. A coefficient
 /// that is not finite, or products beyond f32, are found while chunks are worked on: the outputs are then those of the
 /// chunks before.
+#[expect(clippy::too_many_arguments, reason = "the inputs of a stage, one by one")]
 pub fn linear_gradient<B: Backend + LinearKernel, T: Logit>(
     backend: &B,
     softmax: &SoftmaxOptions<'_, B>,

@@ -129,55 +129,71 @@ unsafe fn normalise<S: Simd, T: Logit, const ENTROPY: bool>(row: &[T], softmax: 
         }
         let shift = if max == f32::NEG_INFINITY { 0.0 } else { max };
         unsafe {
-            let (shift, factor, lowest) = (S::splat(shift), S::splat(factor), S::splat(lowest));
-            let mut exps = [S::splat(0.0); 4];
-            let mut products = [S::splat(0.0); 4];
-            let mut add = |into: usize, vector: usize| {
-                let at = first + vector * LANES;
-                // The block after the next.
-                S::prefetch(row.as_ptr().wrapping_add(at + 2 * BLOCK).cast());
-                let d = lowest.max(sixteen::<S, T>(row, at, softmax.mask).sub(shift));
-                let e = d.exp2_product(factor, lowest);
-                exps[into] = exps[into].add(e);
-                if ENTROPY {
-                    products[into] = e.fma(d, products[into]);
-                }
-            };
-            for four in 0..vectors / 4 {
-                add(0, 4 * four);
-                add(1, 4 * four + 1);
-                add(2, 4 * four + 2);
-                add(3, 4 * four + 3);
+            let of = Exponents { shift: S::splat(shift), factor: S::splat(factor), lowest: S::splat(lowest) };
+            let [mut a, mut b, mut c, mut d] = [[S::splat(0.0); 2]; 4];
+            for four in (0..vectors / 4 * 4).step_by(4) {
+                let at = first + four * LANES;
+                a = of.add::<T, ENTROPY>(row, at, softmax.mask, a);
+                b = of.add::<T, ENTROPY>(row, at + LANES, softmax.mask, b);
+                c = of.add::<T, ENTROPY>(row, at + 2 * LANES, softmax.mask, c);
+                d = of.add::<T, ENTROPY>(row, at + 3 * LANES, softmax.mask, d);
             }
             for vector in vectors / 4 * 4..vectors {
-                add(0, vector);
+                a = of.add::<T, ENTROPY>(row, first + vector * LANES, softmax.mask, a);
             }
-            let together = |x: [S; 4]| x[0].add(x[1]).add(x[2].add(x[3])).lanes();
-            Sums::add(&mut sums.exps, together(exps));
+            Sums::add(&mut sums.exps, a[0].add(b[0]).add(c[0].add(d[0])).lanes());
             if ENTROPY {
-                Sums::add(&mut sums.products, together(products));
+                Sums::add(&mut sums.products, a[1].add(b[1]).add(c[1].add(d[1])).lanes());
             }
         }
     }
     (max, Sums::fold(sums.exps), Sums::fold(sums.products))
 }
 
+/// What turns logits into exponentials. No closures around SIMD: they are functions without the instruction set.
+#[derive(Clone, Copy)]
+struct Exponents<S> {
+    shift: S,
+    factor: S,
+    lowest: S,
+}
+
+impl<S: Simd> Exponents<S> {
+    /// Sixteen logits more, in the sums of e and of e·d.
+    #[inline(always)]
+    unsafe fn add<T: Logit, const ENTROPY: bool>(
+        self,
+        row: &[T],
+        at: usize,
+        mask: Option<&[u32]>,
+        sums: [S; 2],
+    ) -> [S; 2] {
+        unsafe {
+            // The block after the next.
+            S::prefetch(row.as_ptr().wrapping_add(at + 2 * BLOCK).cast());
+            let d = self.lowest.max(sixteen::<S, T>(row, at, mask).sub(self.shift));
+            let e = d.exp2_product(self.factor, self.lowest);
+            [sums[0].add(e), if ENTROPY { e.fma(d, sums[1]) } else { sums[1] }]
+        }
+    }
+}
+
 /// The largest logit of a block, NaNs left out.
 #[inline(always)]
 unsafe fn highest<S: Simd, T: Logit>(row: &[T], first: usize, vectors: usize, mask: Option<&[u32]>) -> f32 {
     unsafe {
-        let mut high = [S::splat(f32::NEG_INFINITY); 4];
-        let at = |vector: usize| sixteen::<S, T>(row, first + vector * LANES, mask);
-        for four in 0..vectors / 4 {
-            high[0] = at(4 * four).max(high[0]);
-            high[1] = at(4 * four + 1).max(high[1]);
-            high[2] = at(4 * four + 2).max(high[2]);
-            high[3] = at(4 * four + 3).max(high[3]);
+        let [mut a, mut b, mut c, mut d] = [S::splat(f32::NEG_INFINITY); 4];
+        for four in (0..vectors / 4 * 4).step_by(4) {
+            let at = first + four * LANES;
+            a = sixteen::<S, T>(row, at, mask).max(a);
+            b = sixteen::<S, T>(row, at + LANES, mask).max(b);
+            c = sixteen::<S, T>(row, at + 2 * LANES, mask).max(c);
+            d = sixteen::<S, T>(row, at + 3 * LANES, mask).max(d);
         }
         for vector in vectors / 4 * 4..vectors {
-            high[0] = at(vector).max(high[0]);
+            a = sixteen::<S, T>(row, first + vector * LANES, mask).max(a);
         }
-        high[0].max(high[1]).max(high[2].max(high[3])).max_lane()
+        a.max(b).max(c.max(d)).max_lane()
     }
 }
 
@@ -228,6 +244,7 @@ type Run<'a, T, O> = ((&'a [T], &'a [Token]), &'a mut [O]);
 ///
 /// # Errors
 /// The first row at fault, by weight, token or logits.
+#[expect(clippy::too_many_arguments, reason = "the inputs of a stage, one by one")]
 pub(crate) fn score<T: Logit, O: Send>(
     options: &SoftmaxOptions<'_, Cpu>,
     vocab: usize,

@@ -45,7 +45,7 @@ mod cases {
     }
 
     /// Rows of the draws' tests.
-    const DRAWN: usize = 24;
+    const DRAWN: usize = 6;
 
     impl<T: Logit> Case<T> {
         fn new(vocab: usize) -> Self {
@@ -89,7 +89,7 @@ mod cases {
 
     pub fn draws_are_the_cpus<L: Launcher>(gpu: &Gpu<L>) {
         let none = Truncation::default();
-        for vocab in [2, 33, 300, 1100] {
+        for vocab in [2, 33, 600] {
             for truncation in [
                 none,
                 Truncation { top_k: Some(1), ..none },
@@ -128,10 +128,10 @@ mod cases {
         let mut case = Case::<f32>::new(300);
         let want = case.drawn(gpu, &Truncation::default());
         case.logits[5 * 300 + 299] = f32::NAN;
-        case.logits[9 * 300..10 * 300].fill(f32::NEG_INFINITY);
+        case.logits[2 * 300..3 * 300].fill(f32::NEG_INFINITY);
         let got = case.drawn(gpu, &Truncation::default());
         for row in 0..DRAWN {
-            let bad = row == 5 || row == 9;
+            let bad = row == 5 || row == 2;
             assert_eq!(got.1[row].is_nan(), bad);
             assert!(bad || got.0[row] == want.0[row]);
         }
