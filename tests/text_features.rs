@@ -359,7 +359,11 @@ fn a_table_over_the_limit_names_the_pattern() {
     let large = [
         Feature::MultipleOf { modulus: 30_000, zero: 0, one: 1 },
         Feature::Regex("^(?:a|b)*a(?:a|b){14}$".into()),
-        Feature::AnyText((0..5000).map(|n| format!("{n:020b}").replace('0', "a").replace('1', "b")).collect()),
+        Feature::AnyText(
+            (0..5000_u32)
+                .map(|n| format!("{:020b}", n.wrapping_mul(2_654_435_761) >> 12).replace('0', "a").replace('1', "b"))
+                .collect(),
+        ),
         Feature::EditDistance(vec![0; 40]) & Feature::MultipleOf { modulus: 30_000, zero: 0, one: 1 },
     ];
     for feature in large {
