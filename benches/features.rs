@@ -1,13 +1,15 @@
-//! 16 patterns over a batch of tokens in one pass: the work of `peers/features_torch.py`.
+//! 16 patterns over a batch of tokens in one pass: the work of `peers/features_torch.py`; the same with what is not
+//! bit-parallel; reading the tokens and nothing else; and compiling a word list over a large vocabulary.
 
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use ebm_dpg::Result;
 use ebm_dpg::backend::{Backend, Cpu};
-use ebm_dpg::features::{Feature, FeatureSet, FeatureTable};
+use ebm_dpg::features::{Feature, FeatureSet, FeatureTable, Spelling};
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space, Token};
+use rayon::prelude::*;
 
 const SYMBOLS: u32 = 27;
 const LENGTH: u32 = 128;
@@ -18,11 +20,14 @@ fn token(draw: Draw, row: u64, at: u32) -> Token {
     (draw.uniform(row, at) * SYMBOLS as f32) as Token
 }
 
-fn features() -> Result<FeatureSet> {
+fn patterns() -> impl Iterator<Item = Vec<Token>> {
     let draw = Draw::new(1, Purpose::Init);
-    let pattern = |i| Feature::Contains((0..5).map(|at| token(draw, i, at)).collect());
+    (0..PATTERNS).map(move |i| (0..5).map(|at| token(draw, i, at)).collect())
+}
+
+fn features(feature: impl Fn(Vec<Token>) -> Feature) -> Result<FeatureSet> {
     let set = FeatureSet::new(Space::new(SYMBOLS, LENGTH)?);
-    (0..PATTERNS).try_fold(set, |set, i| set.with(i.to_string(), pattern(i)))
+    patterns().enumerate().try_fold(set, |set, (i, pattern)| set.with(i.to_string(), feature(pattern)))
 }
 
 /// Sequences cut at the longest length, as the peer's are.
@@ -47,36 +52,71 @@ fn evaluate<B: Backend>(backend: &B, table: &FeatureTable<B>, batch: &Batch<B>, 
 }
 
 fn on<B: Backend>(criterion: &mut Criterion, id: &str, backend: &B, rows: usize) -> Result<()> {
-    let (set, host) = (features()?, batch(rows)?);
-    let (table, device) = (set.compile(backend)?, host.upload(backend)?);
-    let mut phi = backend.zeros(rows * table.len(), "features")?;
-    evaluate(backend, &table, &device, &mut phi);
-    check(backend, &phi, &host, &set)?;
+    let host = batch(rows)?;
+    let device = host.upload(backend)?;
     let mut group = criterion.benchmark_group("features_16");
     group.throughput(Throughput::Elements(rows as u64 * u64::from(LENGTH)));
     group.sampling_mode(SamplingMode::Flat).sample_size(10).measurement_time(Duration::from_secs(5));
-    let id = BenchmarkId::new(id, format!("{rows}x{LENGTH}"));
-    group.bench_function(id, |bencher| bencher.iter(|| evaluate(backend, &table, &device, &mut phi)));
-    group.finish();
+    // A list of one word is an automaton to the compiler.
+    let automata = |pattern: Vec<Token>| Feature::AnyOf(vec![pattern]);
+    for (kind, set) in [("", features(Feature::Contains)?), ("_automata", features(automata)?)] {
+        let table = set.compile(backend)?;
+        let mut phi = backend.zeros(rows * table.len(), "features")?;
+        evaluate(backend, &table, &device, &mut phi);
+        check(backend, &phi, &host)?;
+        let id = BenchmarkId::new(format!("{id}{kind}"), format!("{rows}x{LENGTH}"));
+        group.bench_function(id, |bencher| bencher.iter(|| evaluate(backend, &table, &device, &mut phi)));
+    }
+    Ok(())
+}
+
+/// What no evaluation can be faster than: the largest token of the batch.
+fn read(criterion: &mut Criterion, rows: usize) -> Result<()> {
+    let batch = batch(rows)?;
+    let mut group = criterion.benchmark_group("features_16");
+    group.throughput(Throughput::Elements(rows as u64 * u64::from(LENGTH)));
+    group.sampling_mode(SamplingMode::Flat).sample_size(10).measurement_time(Duration::from_secs(2));
+    let largest = || batch.tokens.par_chunks(1 << 14).map(|part| part.iter().fold(0, |a, &b| a.max(b))).max();
+    group.bench_function(BenchmarkId::new("read", format!("{rows}x{LENGTH}")), |bencher| bencher.iter(largest));
+    Ok(())
+}
+
+/// 5,000 words of two of the first 7,000 tokens each, against 50,000 tokens of one to three syllables.
+fn word_list(criterion: &mut Criterion) -> Result<()> {
+    const TOKENS: u32 = 50_000;
+    const WORDS: u64 = 5_000;
+    let syllable = |n: u32| [b"bcdfghjklmnprstvz"[n as usize % 17], b"aeiou"[n as usize / 17 % 5]];
+    let spell =
+        |n: u32| (0..3).map(|k| n / 85_u32.pow(k)).take_while(|&rest| rest > 0).flat_map(syllable).collect::<Vec<_>>();
+    let draw = Draw::new(2, Purpose::Init);
+    let part = |word, at| String::from_utf8(spell((draw.uniform(word, at) * 7000.0) as u32)).expect("letters");
+    let words = (0..WORDS).map(|word| part(word, 0) + "i" + &part(word, 1)).collect();
+    let spelling = Spelling::new((0..TOKENS + 3).map(spell));
+    let set = FeatureSet::new(Space::new(TOKENS, LENGTH)?).spelled(spelling)?.with("list", Feature::AnyText(words))?;
+    println!("{}", set.compile(&Cpu)?.report());
+    let mut group = criterion.benchmark_group("compile");
+    group.sampling_mode(SamplingMode::Flat).sample_size(10).measurement_time(Duration::from_secs(5));
+    group.bench_function("5000_words_50000_tokens", |bencher| bencher.iter(|| set.compile(&Cpu).expect("a table")));
     Ok(())
 }
 
 /// The first rows, searched naively.
-fn check<B: Backend>(backend: &B, phi: &B::Buffer<f32>, batch: &Batch, set: &FeatureSet) -> Result<()> {
-    let mut got = vec![0.0; 1000 * set.len()];
+fn check<B: Backend>(backend: &B, phi: &B::Buffer<f32>, batch: &Batch) -> Result<()> {
+    let mut got = vec![0.0; 1000 * PATTERNS as usize];
     backend.download(phi, &mut got)?;
     for row in 0..1000 {
-        for (i, feature) in set.features().iter().enumerate() {
-            let Feature::Contains(pattern) = feature else { unreachable!("all are patterns") };
+        for (i, pattern) in patterns().enumerate() {
             let found = batch.sequence(row).windows(pattern.len()).any(|window| window == &pattern[..]);
-            assert_eq!(got[row * set.len() + i] == 1.0, found, "row {row}, pattern {i}");
+            assert_eq!(got[row * PATTERNS as usize + i] == 1.0, found, "row {row}, pattern {i}");
         }
     }
     Ok(())
 }
 
 fn bench(criterion: &mut Criterion) {
+    read(criterion, 100_000).expect("the tokens");
     on(criterion, "cpu", &Cpu, 100_000).expect("the CPU's features");
+    word_list(criterion).expect("the word list");
     #[cfg(feature = "cuda")]
     if let Ok(ebm_dpg::backend::Opened::Cuda(gpu)) = ebm_dpg::backend::Device::auto().open() {
         on(criterion, "cuda", &gpu, 1_000_000).expect("the GPU's features");

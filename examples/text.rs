@@ -8,7 +8,7 @@ use std::{fs, process::ExitCode};
 use ebm_dpg::adam::AdamOptions;
 use ebm_dpg::backend::{Backend, Cpu};
 use ebm_dpg::data::Splits;
-use ebm_dpg::features::{FeatureSet, FeatureTable};
+use ebm_dpg::features::{FeatureSet, FeatureTable, Spelling};
 use ebm_dpg::fit::Targets;
 use ebm_dpg::models::{LikelihoodOptions, LstmBackend, Policy, Sampler};
 use ebm_dpg::rng::{Draw, Purpose, permutation};
@@ -161,15 +161,16 @@ impl Corpus {
 
     /// One feature a wanted moment.
     fn features(&self, wants: &[Want]) -> Result<FeatureSet> {
-        wants.iter().try_fold(FeatureSet::new(self.lines.train.space), |features, want| {
+        let features = FeatureSet::new(self.lines.train.space).spelled(Spelling::of(&self.vocab))?;
+        wants.iter().try_fold(features, |features, want| {
             let about_pattern = |error| match error {
                 Error::Argument { what, expected, got } => {
                     Error::argument(format!("--want {}, {what}", want.text.escape_debug()), expected, got)
                 }
                 error => error,
             };
-            let tokens = self.vocab.encode(&want.literal).map_err(about_pattern)?;
-            features.with(&want.text, want.feature(tokens)).map_err(about_pattern)
+            let feature = want.feature(&self.vocab).map_err(about_pattern)?;
+            features.with(&want.text, feature).map_err(about_pattern)
         })
     }
 }

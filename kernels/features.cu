@@ -152,22 +152,41 @@ DEV_FN void walk_edit(const Table& table, const Entry& entry, const uint32_t* ro
   states[0] = distance, states[32] = smallest;
 }
 
-// Shift-And, a word of patterns after the other. states: bits and what was found so far, of each word.
+// The W words at `from`, which is aligned to them, in one read.
+template <uint32_t W> DEV_FN void load_words(uint32_t (&to)[W], const uint32_t* from) {
+  if (W == 4) {
+    const uint4 four = *reinterpret_cast<const uint4*>(from);
+    to[0] = four.x, to[W > 1 ? 1 : 0] = four.y, to[W > 2 ? 2 : 0] = four.z, to[W > 3 ? 3 : 0] = four.w;
+  } else {
+#pragma unroll
+    for (uint32_t w = 0; w < W; w++) to[w] = from[w];
+  }
+}
+
+// Shift-And on W words of patterns. states: bits of each word, then what each has found so far.
+template <uint32_t W>
 DEV_FN void walk_shift(const Table& table, const Entry& entry, const uint32_t* row, uint32_t count, bool begins,
                        uint32_t* states) {
-  for (uint32_t word = 0; word < entry.size; word++) {
-    const uint32_t *masks = table.words + entry.first + word, *starts = table.words + entry.second + word;
-    const uint32_t always = starts[0], keep = starts[2 * entry.size];
-    uint32_t start = begins ? always | starts[entry.size] : always;
-    uint32_t &bits_at = states[2 * word * 32], &found_at = states[(2 * word + 1) * 32];
-    uint32_t bits = bits_at, found = found_at;
-    for_words(row, count, [&](uint32_t c) {
-      bits = ((bits << 1 & keep) | start) & masks[c * entry.size];
-      found |= bits;
-      start = always;
-    });
-    bits_at = bits, found_at = found;
+  const uint32_t *masks = table.words + entry.first, *starts = table.words + entry.second;
+  uint32_t bits[W], found[W], start[W], always[W], keep[W];
+#pragma unroll
+  for (uint32_t w = 0; w < W; w++) {
+    bits[w] = states[32 * w], found[w] = states[32 * (W + w)];
+    always[w] = starts[w], keep[w] = starts[2 * W + w];
+    start[w] = begins ? always[w] | starts[W + w] : always[w];
   }
+  for_words(row, count, [&](uint32_t c) {
+    uint32_t mask[W];
+    load_words(mask, masks + c * W);
+#pragma unroll
+    for (uint32_t w = 0; w < W; w++) {
+      bits[w] = ((bits[w] << 1 & keep[w]) | start[w]) & mask[w];
+      found[w] |= bits[w];
+      start[w] = always[w];
+    }
+  });
+#pragma unroll
+  for (uint32_t w = 0; w < W; w++) states[32 * w] = bits[w], states[32 * (W + w)] = found[w];
 }
 
 // states: state and count.
@@ -237,7 +256,9 @@ DEV_FN void walk(const Table& table, const uint32_t* row, uint32_t count, bool b
       for_words(row, count, [&](uint32_t c) { state = next[state + c]; });
       states[0] = state;
     } else if (entry.kind == kShift) {
-      walk_shift(table, entry, row, count, begins, states);
+      if (entry.size == 1) walk_shift<1>(table, entry, row, count, begins, states);
+      else if (entry.size == 2) walk_shift<2>(table, entry, row, count, begins, states);
+      else walk_shift<4>(table, entry, row, count, begins, states);
     } else if (entry.kind == kCount) {
       walk_count(table, entry, row, count, states);
     } else if (entry.kind == kSubstring) {
@@ -313,7 +334,7 @@ DEV_FN void finish(const Table& table, const uint32_t* states, const FinishedRow
     } else if (entry.kind == kShift) {
       for (uint32_t k = 0; k < entry.extent; k++) {
         const uint32_t answer = table.words[entry.third + k], bit = answer / 2;
-        const uint32_t word = states[(bit / 32 * 2 + (answer & 1 ? 0 : 1)) * 32];
+        const uint32_t word = states[(bit / 32 + (answer & 1 ? 0 : entry.size)) * 32];
         row.value(targets[k]) = float(word >> bit % 32 & 1);
       }
     } else {

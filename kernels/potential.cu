@@ -1,4 +1,5 @@
-// potential.cu -- log P = log r + sum of lambda * phi where every required value is met, else -inf.
+// potential.cu -- log P = log r + sum of lambda * phi where every required value is met, else -inf; and log r from the
+// scores of several models.
 //
 // One thread per row, features in order, each product and sum rounded by itself: the bits are those of the CPU.
 #include "common/device.cuh"
@@ -43,4 +44,13 @@ log_potential(const double* log_base, const float* phi, const double* coefficien
   }
 }
 
+// to[row] = before[row] + factor * scores[row]; `before` may be null, for zeros. Any grid.
+extern "C" __global__ void __launch_bounds__(256)
+add_scaled(const double* before, double factor, const double* scores, uint64_t rows, double* to) {
+  const uint64_t stride = uint64_t(gridDim.x) * blockDim.x;
+  for (uint64_t row = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x; row < rows; row += stride)
+    to[row] = (before ? before[row] : 0.0) + dev::mul_rn(factor, scores[row]);
+}
+
 EXPORT_KERNEL(log_potential)
+EXPORT_KERNEL(add_scaled)

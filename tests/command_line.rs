@@ -128,6 +128,8 @@ fn wanted_moments_that_the_lines_cannot_have() {
     let line = refused("text", &["--want", "ing=.5", "--want", "z\u{df}=.3"], 1);
     assert!(line.contains("z\u{df}") && line.contains("symbol 2") && line.contains("got \"\u{df}\""), "{line}");
     refused("text", &["--want", "a\tb=.3"], 1);
+    let line = refused("text", &["--want", "/a(b/=.3"], 1);
+    assert!(line.contains("/a(b/") && line.contains("unclosed group at byte 1"), "{line}");
     let line = refused("text", &["--want", "abcdef=.3", "--length", "5"], 2);
     assert!(line.contains("at most 5 symbols"), "{line}");
 }

@@ -1,9 +1,8 @@
 //! The feature table and the automata against naive definitions: by enumeration where the space is small, by random
 //! patterns and sequences where it is not.
 
-use ebm_dpg::Error;
 use ebm_dpg::backend::Cpu;
-use ebm_dpg::features::{Automaton, Custom, Feature, FeatureSet, FeatureTable, Spelling};
+use ebm_dpg::features::{Automaton, Feature, FeatureSet, Spelling};
 use ebm_dpg::tokens::{Batch, Space, Token};
 use proptest::prelude::*;
 

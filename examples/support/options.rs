@@ -10,7 +10,7 @@ use clap::error::{ContextKind, ErrorKind};
 use clap::{ArgAction, Args, Parser, ValueEnum};
 use ebm_dpg::backend::{Device, Opened};
 use ebm_dpg::features::Feature;
-use ebm_dpg::tokens::Token;
+use ebm_dpg::tokens::Vocab;
 use ebm_dpg::{Error, Result};
 use serde::{Serialize, Serializer};
 
@@ -289,7 +289,8 @@ pub struct Text {
     /// One sequence a line; a list of English words where none is given
     #[serde(serialize_with = "is_given")]
     pub file: Option<PathBuf>,
-    /// A literal, `^` and `$` anchoring it, and the share of lines that shall have it; may be repeated
+    /// A literal, `^` and `$` anchoring it, or a /regular expression/, and the share of lines that shall have it; may be
+    /// repeated
     #[arg(long = "want", value_name = "PATTERN=MOMENT", default_values = ["ing=.5", "^re=.2"])]
     #[serde(rename = "want")]
     pub wants: Vec<Want>,
@@ -414,7 +415,7 @@ impl Options for Text {
         let longest = self.common.length as usize;
         for want in &self.wants {
             let symbols = want.literal.chars().count();
-            if symbols > longest {
+            if symbols > longest && !want.is_regex() {
                 let expected = format!("at most {longest} symbols (--length)");
                 return Err(Error::argument(format!("--want {}", want.text.escape_debug()), expected, symbols));
             }
@@ -510,7 +511,7 @@ pub struct Want {
     /// The pattern as given, anchors included.
     #[serde(rename = "pattern")]
     pub text: String,
-    /// The literal without anchors.
+    /// The literal without anchors, or the regular expression without its slashes.
     #[serde(skip)]
     pub literal: String,
     /// The share.
@@ -518,6 +519,11 @@ pub struct Want {
 }
 
 impl Want {
+    /// Whether the pattern is a regular expression, written between slashes.
+    pub fn is_regex(&self) -> bool {
+        self.text.strip_prefix('/').is_some_and(|rest| rest.len() > 1 && rest.ends_with('/'))
+    }
+
     /// Whether a sequence must begin with the literal.
     pub fn at_start(&self) -> bool {
         self.text.starts_with('^')
@@ -528,19 +534,26 @@ impl Want {
         self.text.ends_with('$')
     }
 
-    /// The feature of this pattern, its literal given as tokens.
-    pub fn feature(&self, tokens: Vec<Token>) -> Feature {
-        match (self.at_start(), self.at_end()) {
+    /// The feature of this pattern over the symbols of `vocab`.
+    pub fn feature(&self, vocab: &Vocab) -> Result<Feature> {
+        if self.is_regex() {
+            return Ok(Feature::Regex(self.literal.clone()));
+        }
+        let tokens = vocab.encode(&self.literal)?;
+        Ok(match (self.at_start(), self.at_end()) {
             (false, false) => Feature::Contains(tokens),
             (true, false) => Feature::StartsWith(tokens),
             (false, true) => Feature::EndsWith(tokens),
             (true, true) => Feature::Equals(tokens),
-        }
+        })
     }
 
     /// Whether every sequence that has this pattern has the `wide` one.
     fn implies(&self, wide: &Want) -> bool {
         let (literal, part) = (self.literal.as_str(), wide.literal.as_str());
+        if self.is_regex() || wide.is_regex() {
+            return false;
+        }
         match (wide.at_start(), wide.at_end()) {
             (false, false) => literal.contains(part),
             (true, false) => self.at_start() && literal.starts_with(part),
@@ -557,8 +570,11 @@ impl FromStr for Want {
         let Some((pattern, moment)) = text.rsplit_once('=') else {
             return Err(expected("PATTERN=MOMENT, such as ing=.5", text));
         };
-        let literal = pattern.strip_prefix('^').unwrap_or(pattern);
-        let literal = literal.strip_suffix('$').unwrap_or(literal);
+        let regex = pattern.strip_prefix('/').and_then(|rest| rest.strip_suffix('/'));
+        let literal = regex.filter(|regex| !regex.is_empty()).unwrap_or_else(|| {
+            let literal = pattern.strip_prefix('^').unwrap_or(pattern);
+            literal.strip_suffix('$').unwrap_or(literal)
+        });
         if literal.is_empty() {
             return Err(expected("a pattern of one symbol or more before =", text));
         }

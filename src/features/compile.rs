@@ -9,8 +9,12 @@ use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::tokens::Token;
 
-/// Automata are multiplied as long as the product's transitions fit this many words (32 KiB, a first-level cache).
+/// Automata are multiplied as long as the product's transitions and values fit this many words (32 KiB, a first-level
+/// cache).
 const PRODUCT_WORDS: usize = 1 << 13;
+
+/// Patterns that bits can match stay automata where their product is one of at most this many words.
+const SMALL_WORDS: usize = 1 << 11;
 
 /// Text patterns whose tokens make more classes than this are walked symbol by symbol.
 const MOST_CLASSES: usize = 1 << 10;
@@ -224,12 +228,15 @@ impl<'a> Compiler<'a> {
         Ok(())
     }
 
-    /// Multiplies the waiting automata greedily in their order; bit-parallel patterns stay out where their product would
-    /// not be one automaton.
+    /// Multiplies the waiting automata greedily in their order; patterns that bits can match stay out where their product
+    /// would not be one small automaton.
     fn multiply(&mut self) {
         let automata = std::mem::take(&mut self.automata);
         let bits = || automata.iter().filter_map(|(one, target, bits)| bits.map(|_| (one, *target)));
-        let shifted = self.products(bits()).len() > 1;
+        let products = self.products(bits());
+        let words =
+            |(product, targets): &(Automaton, Vec<u32>)| product.states() * (self.classes.len() + targets.len());
+        let shifted = products.len() > 1 || products.iter().map(words).sum::<usize>() > SMALL_WORDS;
         if shifted {
             let patterns = automata.iter().filter_map(|(_, target, feature)| feature.map(|feature| (feature, *target)));
             for words in shift::pack(patterns) {
@@ -244,11 +251,10 @@ impl<'a> Compiler<'a> {
     }
 
     fn products<'b>(&self, automata: impl Iterator<Item = (&'b Automaton, u32)>) -> Vec<(Automaton, Vec<u32>)> {
-        let limit = PRODUCT_WORDS / self.classes.len();
         let mut products: Vec<(Automaton, Vec<u32>)> = Vec::new();
         for (one, target) in automata {
             if let Some((last, targets)) = products.last_mut()
-                && let Some(product) = last.product(one, limit)
+                && let Some(product) = last.product(one, PRODUCT_WORDS / (self.classes.len() + targets.len() + 1))
             {
                 *last = product;
                 targets.push(target);
@@ -343,6 +349,8 @@ impl Tables {
 
     fn shift(&mut self, words: &shift::Words, classes: &Classes) {
         let (masks, outputs) = (words.masks(classes), words.outputs());
+        // The GPU reads the masks of a class at once.
+        self.words.resize(self.words.len().next_multiple_of(4), 0);
         let (first, second) = (self.push(masks), self.push(words.starts()));
         let (third, targets) = (self.push(outputs.iter().map(|o| o.0)), self.push(outputs.iter().map(|o| o.1)));
         let (size, extent) = (words.len() as u32, outputs.len() as u32);

@@ -102,7 +102,7 @@ impl Check<'_> {
                 self.slice(entry.first, width.checked_mul(extent)?).map(drop)
             }
             SHIFT => {
-                ensure(matches!(size, 1 | 2 | 4))?;
+                ensure(matches!(size, 1 | 2 | 4) && entry.first % 4 == 0)?;
                 self.slice(entry.first, width.checked_mul(size)?)?;
                 self.slice(entry.second, 3 * size)?;
                 ensure(self.slice(entry.third, extent)?.iter().all(|&output| (output as usize) < 64 * size))

@@ -16,7 +16,7 @@
 //! | 1 length | power, 1 or 2 | | | | | `[1]` |
 //! | 2 substring | pattern length | states S | next state or `u32::MAX`, `[S, C]` | link and length, `[S, 2]` | | `[1]` |
 //! | 3 edit | pattern length m | words W = ⌈m/32⌉ | bit i of `[C, W]`: pattern\[i\] is of the class | | | `[1]` |
-//! | 4 shift | words W, 1, 2 or 4 | outputs K | `[C, W]`: bits that a class lets through | `[3, W]`: bits set before every token, before the first alone, and never by a shift | `[K]`: 2·(32·word + bit), + 1 where only the end counts | `[K]` |
+//! | 4 shift | words W, 1, 2 or 4 | outputs K | `[C, W]`, a multiple of 4: bits that a class lets through | `[3, W]`: bits set before every token, before the first alone, and never by a shift | `[K]`: 2·(32·word + bit), + 1 where only the end counts | `[K]` |
 //! | 5 count | states S | most | next state × C, `[S, C]`, + 2³¹ where an occurrence ends | | | `[1]` |
 //! | 6 spelled | states S | symbols B | next state × B, `[S, B]` | values as f32 bits, `[S]` | end of each token's symbols, `[V]`, then the symbols, 4 a word | `[1]` |
 //! | 7 distinct | | | | | | `[1]` |

@@ -78,14 +78,15 @@ impl Spelling {
     pub(super) fn automaton(&self, space: &Space, feature: &Feature, name: &str, limit: usize) -> Result<Spelled> {
         let (of, symbols, next, values) = match feature {
             Feature::Regex(pattern) => regex(pattern, name, limit)?,
-            Feature::AnyText(texts) => any_text(texts).ok_or_else(|| too_large(name, limit))?,
+            Feature::AnyText(texts) => any_text(texts, limit).ok_or_else(|| too_large(name, limit))?,
             other => unreachable!("{} is no feature of the text", other.kind()),
         };
         let (next, values) = match self.separator {
             None => (next, values),
             Some(separator) => without_first(of[separator as usize], symbols, &next, &values),
         };
-        Ok(Spelled { width: symbols, next, values, symbols: self.symbols(space, &of) }.minimised())
+        let spelled = Spelled { width: symbols, next, values, symbols: self.symbols(space, &of) }.minimised();
+        if spelled.states() <= limit { Ok(spelled) } else { Err(too_large(name, limit)) }
     }
 }
 
@@ -157,8 +158,13 @@ fn regex(pattern: &str, name: &str, limit: usize) -> Result<OverBytes> {
     Ok((of, bytes.len(), next, states.iter().map(|id| f32::from(u8::from(accepts(id)))).collect()))
 }
 
-/// The automaton of the texts in which any of `texts` occurs; `None` where it would have 2³² states.
-fn any_text(texts: &[String]) -> Option<OverBytes> {
+/// The automaton of the texts in which any of `texts` occurs; `None` where even its smallest form is likely to have more
+/// than `limit` states: words share beginnings and ends, but hardly more than this.
+fn any_text(texts: &[String], limit: usize) -> Option<OverBytes> {
+    const SHARED: usize = 64;
+    if texts.iter().map(String::len).sum::<usize>() / SHARED > limit {
+        return None;
+    }
     let (mut of, mut symbols) = ([0_u8; 256], 1);
     // Symbol 0: bytes in no word. UTF-8 has fewer than 256 different bytes, so the numbers suffice.
     for byte in texts.iter().flat_map(|text| text.bytes()) {

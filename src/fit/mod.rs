@@ -10,7 +10,7 @@ use crate::backend::{Backend, Cpu};
 use crate::error::{Error, Result, expect_len};
 use crate::exact::Guide;
 use crate::features::FeatureSet;
-use crate::models::{Markov, Sampler};
+use crate::models::Sampler;
 use crate::potential::{Potential, Role};
 use crate::rng::Draw;
 use crate::tokens::Batch;
@@ -27,6 +27,7 @@ pub use newton::NewtonOptions;
 pub use sgd::SgdOptions;
 pub use targets::Targets;
 
+use guide::Trial;
 use newton::{Problem, Solution};
 use plan::Plan;
 use sample::{Sample, Source};
@@ -214,8 +215,8 @@ pub fn fit<B: Backend, S: Sampler<B>>(
     let mut run = Run { plan: Plan::new(features, targets, &sample, constraints)?, options, draw, iterations: 0 };
     let (sample, guide) = match tokens {
         Some(tokens) => {
-            let chain = guide::surrogate(&tokens)?;
-            run.guided(&mut source, &chain)?
+            let trial = Trial { chain: guide::surrogate(&tokens)?, tokens, sample };
+            run.guided(&mut source, &trial)?
         }
         None if options.moments == Moments::Rejection => (run.rejection(&mut source, sample)?, None),
         None => (run.solve(&sample).map(|()| sample)?, None),
@@ -225,7 +226,8 @@ pub fn fit<B: Backend, S: Sampler<B>>(
 
 /// A guide towards `potential` for a base that was not fitted with one: draws `options.base_samples` sequences, fits the
 /// Markov chain that stands in for the base, and looks ahead over all automaton features, or over the hard constraints
-/// alone where the product has more than `options.states` states.
+/// alone where the product has more than `options.states` states, or where on those sequences this makes the weights more
+/// even; a guide that would make them less even than the base's own is replaced by one that changes nothing.
 ///
 /// # Errors
 /// Options out of range, another space, a constraint that no sequence meets.
@@ -240,8 +242,9 @@ pub fn guide_towards<B: Backend, S: Sampler<B>>(
     options.check()?;
     let mut tokens = Batch::with_capacity(&Cpu, features.space(), options.base_samples)?;
     let mut source = Source::new(backend, base, features.compile(backend)?, options.batch, draw);
-    source.sample(options.base_samples, None, Some(&mut tokens))?;
-    guide::towards(&guide::surrogate(&tokens)?, features, potential, options.states).map(|(guide, _)| guide)
+    let sample = source.sample(options.base_samples, None, Some(&mut tokens))?;
+    let trial = Trial { chain: guide::surrogate(&tokens)?, tokens, sample };
+    trial.towards(&mut source, features, potential, options.states).map(|(guide, _)| guide)
 }
 
 /// A fit under way.
@@ -257,12 +260,12 @@ impl Run<'_> {
     fn guided<B: Backend, S: Sampler<B>>(
         &mut self,
         source: &mut Source<'_, B, S>,
-        chain: &Markov,
+        trial: &Trial,
     ) -> Result<(Sample, Option<Guide>)> {
-        guide::start(chain, &mut self.plan, self.options.states);
+        guide::start(&trial.chain, &mut self.plan, self.options.states);
         let mut round = 1;
         loop {
-            let guide = guide::guide(chain, &mut self.plan, self.options.states)?;
+            let guide = guide::guide(trial, source, &mut self.plan, self.options.states)?;
             let sample = source.sample(self.options.samples, Some(&guide), None)?;
             let before = self.plan.potential()?.lambda();
             self.solve(&sample)?;

@@ -113,6 +113,22 @@ impl<'a, B: Backend, S: Sampler<B>> Source<'a, B, S> {
         }
     }
 
+    /// log q of rows on the host under the base guided by `guide`, `[rows]`.
+    pub fn guided_log_q(&mut self, guide: &Guide, tokens: &Batch) -> Result<Vec<f64>> {
+        let (backend, guide) = (self.backend, guide.upload(self.backend)?);
+        let mut log_q = crate::backend::Cpu.zeros(tokens.rows, "log-probs of the fit")?;
+        for (at, out) in log_q.chunks_mut(self.batch).enumerate() {
+            let first = (at * self.batch) as u32;
+            let rows: Vec<u32> = (first..first + out.len() as u32).collect();
+            let mut host = Batch::with_capacity(&crate::backend::Cpu, tokens.space, rows.len())?;
+            host.gather(&crate::backend::Cpu, tokens, &rows)?;
+            let mut values = backend.zeros::<f64>(out.len(), "log q")?;
+            self.base.score_guided(&guide, &host.upload(backend)?, B::view_mut(&mut values, out.len()))?;
+            backend.download(&values, out)?;
+        }
+        Ok(log_q)
+    }
+
     /// Draws `count` rows and writes their columns from row `at` on.
     fn batch_into(
         &mut self,

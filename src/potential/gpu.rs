@@ -1,7 +1,7 @@
 //! The potential on a GPU (`kernels/potential.cu`).
 
 use super::{Potential, PotentialKernel};
-use crate::backend::gpu::{Gpu, GpuView, GpuViewMut, Grid, Kernel, Launcher, arguments};
+use crate::backend::gpu::{Argument, Gpu, GpuView, GpuViewMut, Grid, Kernel, Launcher, arguments};
 use crate::error::Result;
 
 impl<L: Launcher> PotentialKernel for Gpu<L> {
@@ -22,5 +22,22 @@ impl<L: Launcher> PotentialKernel for Gpu<L> {
         let arguments = arguments![&log_base, &phi, coefficients, required, rows as u64, features, &log_p];
         // SAFETY: the caller checked that φ is `[rows, F]` and log P `[rows]`; the roles' buffers are `[F]`.
         unsafe { self.launch(Kernel::LogPotential, Grid::over(rows, 256), arguments) }
+    }
+    fn add_scaled(
+        &self,
+        before: Option<GpuView<'_, f64>>,
+        factor: f64,
+        scores: GpuView<'_, f64>,
+        to: GpuViewMut<'_, f64>,
+    ) -> Result<()> {
+        let rows = scores.len();
+        if rows == 0 {
+            return Ok(());
+        }
+        let before = before.map_or(Argument::Pointer(0), |before| Argument::from(&before));
+        // add_scaled(const double* before, double factor, const double* scores, uint64_t rows, double* to)
+        let arguments = arguments![before, factor, &scores, rows as u64, &to];
+        // SAFETY: the caller's views are all of one length, and `to` is borrowed alone.
+        unsafe { self.launch(Kernel::AddScaled, Grid::over(rows, 256), arguments) }
     }
 }

@@ -1,9 +1,17 @@
 //! The potential P(x) = r(x)·b(x)·exp⟨λ, φ(x)⟩, in log space.
+//!
+//! [`Potential`] is what follows from the features, a [`Role`] for each; a [`Formula`] says by name what all of P is, with
+//! products of several models and rewards for r ([`Product`], [`Reward`]).
 
 use crate::backend::{Backend, Cpu, Memory};
 use crate::error::{Error, Result, expect_len};
 
+mod formula;
 mod gpu;
+mod product;
+
+pub use formula::{Factor, Formula, Linear, exp, forbid, model, phi, require, reward};
+pub use product::{Product, Reward};
 
 /// What the potential does with one feature.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -17,6 +25,13 @@ pub enum Role {
     Ignore,
 }
 
+impl Role {
+    /// What this feature at most adds to log P, φ being in [0, 1].
+    pub fn log_bound(&self) -> f64 {
+        if let Role::Tilt(lambda) = self { lambda.max(0.0) } else { 0.0 }
+    }
+}
+
 /// The kernels of this stage.
 pub trait PotentialKernel: Memory {
     /// See [`Potential::log_potential`]; shapes are already checked.
@@ -26,6 +41,16 @@ pub trait PotentialKernel: Memory {
         log_base: Self::View<'_, f64>,
         phi: Self::View<'_, f32>,
         log_p: Self::ViewMut<'_, f64>,
+    ) -> Result<()>;
+
+    /// `to` = `before` + `factor`·`scores`, each product and sum rounded by itself; all of one length, `before` being zeros
+    /// where there are none.
+    fn add_scaled(
+        &self,
+        before: Option<Self::View<'_, f64>>,
+        factor: f64,
+        scores: Self::View<'_, f64>,
+        to: Self::ViewMut<'_, f64>,
     ) -> Result<()>;
 }
 
@@ -74,6 +99,11 @@ impl<B: Backend> Potential<B> {
     /// λ per feature on the host, 0 where the feature does not tilt.
     pub fn lambda(&self) -> Vec<f64> {
         self.roles.iter().map(|role| if let Role::Tilt(lambda) = role { *lambda } else { 0.0 }).collect()
+    }
+
+    /// What log P − log r never exceeds: Σ max(0, λ), φ being in [0, 1].
+    pub fn log_bound(&self) -> f64 {
+        self.roles.iter().map(Role::log_bound).sum()
     }
 
     /// Whether b(x) can be 0.
@@ -138,6 +168,13 @@ impl PotentialKernel for Cpu {
         let features = potential.roles.len();
         for (row, out) in log_p.iter_mut().enumerate() {
             *out = log_base[row] + potential.log_factor(&phi[row * features..(row + 1) * features]);
+        }
+        Ok(())
+    }
+
+    fn add_scaled(&self, before: Option<&[f64]>, factor: f64, scores: &[f64], to: &mut [f64]) -> Result<()> {
+        for (row, out) in to.iter_mut().enumerate() {
+            *out = before.map_or(0.0, |before| before[row]) + factor * scores[row];
         }
         Ok(())
     }

@@ -305,6 +305,8 @@ kernels! {
     PoolLoss = "pool_loss",
     /// `potential.cu`: log P.
     LogPotential = "log_potential",
+    /// `potential.cu`: a scorer's share of log P.
+    AddScaled = "add_scaled",
     /// `weights.cu`: log w and w.
     Weights = "importance_weights",
     /// `weights.cu`: sums over one chunk of rows.

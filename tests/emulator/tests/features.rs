@@ -2,7 +2,7 @@
 
 use ebm_dpg::backend::gpu::{Gpu, Launcher};
 use ebm_dpg::backend::{Cpu, Memory};
-use ebm_dpg::features::{Feature, FeatureSet};
+use ebm_dpg::features::{Custom, Feature, FeatureSet, Spelling};
 use ebm_dpg::tokens::{Batch, Space};
 
 mod support;
@@ -10,7 +10,10 @@ use support::{bits, download, noise, on_every_backend, upload};
 
 on_every_backend!(
     all_kinds_have_the_bits_of_the_cpu,
+    a_class_map_beyond_shared_memory,
     a_table_beyond_shared_memory,
+    texts_are_walked_over_what_spells_their_tokens,
+    closures_and_combinations,
     rows_out_of_range_are_nan_and_the_first_is_named,
     rows_without_tokens_leave_no_copy_behind,
     a_warp_takes_more_rows_than_its_own,
@@ -81,14 +84,86 @@ mod cases {
         }
     }
 
+    /// What the kernels read from their tables besides: bits of one to four words, anchored ones next to others, marks of
+    /// counts, classes in global memory.
+    fn more_kinds(longest: usize) -> Vec<Feature> {
+        let mut features: Vec<Feature> = (0..12)
+            .map(|n| {
+                Feature::Motif(
+                    (0..longest.min(3 + n % 5)).map(|at| (at != 1).then_some((n / 2 >> at & 1) as u32)).collect(),
+                )
+            })
+            .collect();
+        features.push(Feature::StartsWith(vec![1; longest.min(3)]));
+        features.push(Feature::Equals(vec![0; longest.min(3)]));
+        features.push(Feature::EndsWith(vec![1; longest.min(2)]));
+        features.push(Feature::Contains(vec![1, 0][..longest.min(2)].to_vec()).count(longest as u32));
+        features.push(Feature::AnyOf(vec![vec![1], vec![0; longest.min(2)]]).count(longest as u32));
+        features
+    }
+
+    pub fn a_class_map_beyond_shared_memory<L: Launcher>(gpu: &Gpu<L>) {
+        for longest in [1, 33, 70] {
+            let space = Space::new(60_000, longest).unwrap();
+            let mut features = more_kinds(longest as usize);
+            features.push(Feature::EditDistance(pattern(5, longest.min(37) as usize)));
+            as_on_the_cpu(gpu, &set(space, features), &batch(space, 150));
+        }
+    }
+
     pub fn a_table_beyond_shared_memory<L: Launcher>(gpu: &Gpu<L>) {
-        let space = Space::new(60_000, 40).unwrap();
-        let mut features = vec![Feature::Contains(vec![1, 0, 1]), Feature::EditDistance(pattern(5, 37))];
+        let space = Space::new(4, 40).unwrap();
+        let mut features = more_kinds(40);
+        features.push(Feature::MultipleOf { modulus: 40_000, zero: 0, one: 1 });
         features.push(Feature::LongestCommonSubstring(pattern(6, 20)));
+        features.push(Feature::EditDistance(pattern(5, 37)));
         as_on_the_cpu(gpu, &set(space, features.clone()), &batch(space, 300));
         // More features than leave through a tile.
         features.resize(80, Feature::EndsWith(vec![1]));
         as_on_the_cpu(gpu, &set(space, features), &batch(space, 40));
+    }
+
+    pub fn texts_are_walked_over_what_spells_their_tokens<L: Launcher>(gpu: &Gpu<L>) {
+        let space = Space::new(2000, 40).unwrap();
+        let texts = (0..2003).map(|n: u32| if n < 3 { ["a", "bc", ""][n as usize].into() } else { format!("{n}") });
+        let add = |features: FeatureSet| {
+            features
+                .with("regex", Feature::Regex("(?:ab)+c.*(?:b|ca)$".into()))
+                .and_then(|set| set.with("list", Feature::AnyText(["abca", "cbcb", "aaa"].map(String::from).to_vec())))
+                .and_then(|set| {
+                    let words = (0..500).map(|n| vec![n % 3, 1 + n % 7, n + 1]).chain([vec![0, 1, 1], vec![2, 0, 1]]);
+                    set.with("tokens", Feature::AnyOf(words.collect()))
+                })
+        };
+        let features = FeatureSet::new(space).spelled(Spelling::new(texts)).unwrap();
+        let features = add(features.with("length", Feature::Length).unwrap()).unwrap();
+        let report = features.compile(&Cpu).unwrap().report();
+        assert!(report.entries.iter().any(|entry| entry.path == "spelled automaton"), "{report}");
+        as_on_the_cpu(gpu, &features, &batch(space, 300));
+        // A token outside the vocabulary has no spelling.
+        let mut batch = batch(space, 40);
+        batch.tokens[7 * 40] = u32::MAX;
+        let (phi, status) = evaluate(gpu, &features, &batch);
+        assert!(status.unwrap_err().to_string().contains("row 7"));
+        assert!(phi[28..32].iter().all(|value| value.is_nan()) && !phi[27].is_nan());
+    }
+
+    pub fn closures_and_combinations<L: Launcher>(gpu: &Gpu<L>) {
+        for longest in [33, 40] {
+            let space = Space::new(4, longest).unwrap();
+            let ends = Custom::new(|batch| (0..batch.rows).map(|row| (row % 5) as f32 / 4.0).collect());
+            let size =
+                Custom::new(|batch| (0..batch.rows).map(|row| 1.0 / (1 + batch.content(row).len()) as f32).collect());
+            let close = || Feature::EditDistance(pattern(5, 20));
+            let features = vec![
+                Feature::Custom(ends.clone()),
+                Feature::DistinctFraction,
+                !(Feature::Custom(size) & close()) | Feature::Contains(vec![1, 0, 1]),
+                Feature::Custom(ends).at_least(0.5) & !Feature::DistinctFraction.at_least(0.3),
+                Feature::Length,
+            ];
+            as_on_the_cpu(gpu, &set(space, features), &batch(space, 100));
+        }
     }
 
     pub fn rows_out_of_range_are_nan_and_the_first_is_named<L: Launcher>(gpu: &Gpu<L>) {

@@ -2,7 +2,8 @@
 
 use ebm_dpg::backend::gpu::{Gpu, Launcher};
 use ebm_dpg::backend::{Cpu, Memory};
-use ebm_dpg::potential::{Potential, Role};
+use ebm_dpg::models::Scorer;
+use ebm_dpg::potential::{Potential, Product, Reward, Role, model, reward as reward_of};
 use ebm_dpg::tokens::{Batch, Space};
 use ebm_dpg::weights::{WeightedRows, statistics, weights};
 
@@ -12,6 +13,7 @@ use support::{bits, bits64, download, noise, on_every_backend, upload};
 on_every_backend!(
     rows_move_as_on_the_cpu,
     potentials_have_the_bits_of_the_cpu,
+    products_of_scorers_have_the_bits_of_the_cpu,
     weights_follow_the_cpu_and_name_the_first_bad_row,
     statistics_follow_the_cpu,
     statistics_name_bad_rows,
@@ -74,6 +76,32 @@ mod cases {
             let (base, phi) = (Gpu::<L>::view(&base, rows), Gpu::<L>::view(&phi, rows * features));
             potential.log_potential(gpu, base, phi, Gpu::<L>::view_mut(&mut out, rows)).unwrap();
             assert_eq!(bits64(&download(gpu, &out)), bits64(&want), "{features} features, {rows} rows");
+        }
+    }
+
+    pub fn products_of_scorers_have_the_bits_of_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
+        fn scores<B: ebm_dpg::backend::Backend>(backend: &B, space: Space, batch: &Batch<B>) -> Vec<f64> {
+            let reward = |seed: u64| {
+                let value =
+                    move |row: usize| if row % 9 == 4 { f64::NEG_INFINITY } else { noise(seed, row + 1)[row].into() };
+                Reward::new(backend, space, move |batch| (0..batch.rows).map(value).collect())
+            };
+            let (mut one, mut two, mut three) = (reward(1), reward(2), reward(3));
+            let formula = model("one").pow(0.3) * reward_of("two", 0.7) * model("three");
+            let parts: Vec<(&str, &mut dyn Scorer<B>)> =
+                vec![("three", &mut three), ("one", &mut one), ("two", &mut two)];
+            let mut product = Product::new(backend, &formula, parts).unwrap();
+            let mut out = backend.zeros(batch.rows, "scores").unwrap();
+            product.score(batch, B::view_mut(&mut out, batch.rows)).unwrap();
+            let mut host = vec![0.0; batch.rows];
+            backend.download(&out, &mut host).unwrap();
+            host
+        }
+        for rows in [0, 1, 300] {
+            let space = Space::new(4, 5).unwrap();
+            let host = batch(space, rows);
+            let (got, want) = (scores(gpu, space, &on_device(gpu, &host)), scores(&Cpu, space, &host));
+            assert_eq!(bits64(&got), bits64(&want), "{rows} rows");
         }
     }
 
