@@ -44,7 +44,8 @@ fn a_formula_means_what_it_says() {
         * exp(phi("length"))
         * reward("ones", 4.0);
     let (mut log_r, mut log_s) = (vec![0.0; batch.rows], vec![0.0; batch.rows]);
-    (r.score(&batch, &mut log_r).unwrap(), s.score(&batch, &mut log_s).unwrap());
+    r.score(&batch, &mut log_r).unwrap();
+    s.score(&batch, &mut log_s).unwrap();
     let mut phi = vec![0.0; batch.rows * 3];
     set.compile(&Cpu).unwrap().evaluate(&Cpu, &batch, &mut phi).unwrap();
     let mut product = Product::new(&Cpu, &formula, vec![("s", &mut s), ("ones", &mut rewards), ("r", &mut r)]).unwrap();

@@ -4,7 +4,7 @@ use super::build::{Builder, Built, Refusal, Texts};
 use super::spelled::Spelled;
 use super::substring::SuffixAutomaton;
 use super::table::*;
-use super::{Automaton, Classes, Custom, Feature, FeatureSet, FeatureTable, shift};
+use super::{Automaton, Classes, Feature, FeatureSet, FeatureTable, shift};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::tokens::Token;
@@ -62,7 +62,7 @@ struct Compiler<'a> {
     /// Features walked symbol by symbol.
     spelled: Vec<*const Feature>,
     hidden: u32,
-    customs: Vec<(String, Custom)>,
+    customs: Customs,
     /// Automata waiting to be multiplied, with their targets; which may be bits of words in place.
     automata: Vec<(Automaton, u32, Option<&'a Feature>)>,
     combinations: Vec<Entry>,
@@ -122,15 +122,13 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn run(mut self) -> Result<(Vec<u32>, Vec<(String, Custom)>)> {
+    fn run(mut self) -> Result<(Vec<u32>, Customs)> {
         for (at, feature) in self.set.features().iter().enumerate() {
             self.add(at, feature, at as u32)?;
         }
         self.multiply();
         self.tables.hidden = self.hidden;
-        for entry in std::mem::take(&mut self.combinations) {
-            self.tables.entries.push(entry);
-        }
+        self.tables.entries.append(&mut self.combinations);
         self.check_size(self.set.len().saturating_sub(1), self.set.space().vocab as usize)?;
         Ok((self.tables.assemble(&self.classes), self.customs))
     }
@@ -341,7 +339,7 @@ impl Tables {
 
     fn count(&mut self, target: u32, ends: &Automaton, most: u32) {
         let width = ends.classes().len() as u32;
-        let mark = |state: u32| state * width | if ends.values(state)[0] == 1.0 { ENDS } else { 0 };
+        let mark = |state: u32| (state * width) | if ends.values(state)[0] == 1.0 { ENDS } else { 0 };
         let first = self.push(ends.transitions().iter().map(|&state| mark(state)));
         let (size, targets) = (ends.states() as u32, self.push([target]));
         self.entries.push(Entry { kind: COUNT, size, extent: most, first, targets, ..Entry::default() });

@@ -46,7 +46,7 @@ impl FeatureTable {
         let head = rest.get(..u32::from_le_bytes(*length) as usize).ok_or_else(|| bad("a cut header"))?;
         let words = &rest[head.len()..];
         let Head { space, names } = serde_json::from_slice(head).map_err(|error| bad(&error.to_string()))?;
-        if words.len() % 4 != 0 || space.vocab == 0 || space.longest == 0 {
+        if !words.len().is_multiple_of(4) || space.vocab == 0 || space.longest == 0 {
             return Err(bad("cut words, or an empty space"));
         }
         let words: Vec<u32> =
@@ -102,7 +102,7 @@ impl Check<'_> {
                 self.slice(entry.first, width.checked_mul(extent)?).map(drop)
             }
             SHIFT => {
-                ensure(matches!(size, 1 | 2 | 4) && entry.first % 4 == 0)?;
+                ensure(matches!(size, 1 | 2 | 4) && entry.first.is_multiple_of(4))?;
                 self.slice(entry.first, width.checked_mul(size)?)?;
                 self.slice(entry.second, 3 * size)?;
                 ensure(self.slice(entry.third, extent)?.iter().all(|&output| (output as usize) < 64 * size))
@@ -126,7 +126,7 @@ impl Check<'_> {
     fn states(&self, next: &[u32], size: usize, width: usize, mark: u32) -> Option<()> {
         let valid = |&next: &u32| {
             let at = (next & !mark) as usize;
-            at % width == 0 && at / width < size
+            at.is_multiple_of(width) && at / width < size
         };
         ensure(size >= 1 && next.iter().all(valid))
     }

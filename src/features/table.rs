@@ -92,13 +92,16 @@ pub(super) fn entries(words: &[u32]) -> &[Entry] {
     bytemuck::cast_slice(&words[HEADER..HEADER + words[0] as usize * ENTRY])
 }
 
+/// Closures with the names of their features.
+pub(super) type Customs = Vec<(String, Custom)>;
+
 /// A compiled [`FeatureSet`](super::FeatureSet): one flat table in a backend's memory.
 pub struct FeatureTable<B: Memory = Cpu> {
     pub(super) space: Space,
     pub(super) names: Vec<String>,
     pub(super) words: B::Buffer<u32>,
     /// The closures, and their features' names.
-    pub(super) customs: Vec<(String, Custom)>,
+    pub(super) customs: Customs,
     /// Words of state that a walk over one row holds for all entries, hidden values included; what GPU kernels need to
     /// know before a launch.
     pub(super) state_words: usize,
@@ -113,7 +116,7 @@ impl<B: Memory> FeatureTable<B> {
         space: Space,
         names: Vec<String>,
         words: &[u32],
-        customs: Vec<(String, Custom)>,
+        customs: Customs,
     ) -> Result<Self> {
         let mut buffer = backend.zeros(words.len(), "feature table")?;
         backend.upload(words, &mut buffer)?;
