@@ -136,6 +136,7 @@ pub trait Simd: Copy {
     /// polynomial of degree 5 in what remains, which one fused multiply-add gives without the product's rounding.
     /// Exactly 1 at 0; below `lowest`, which is −126/factor, it stays at 2⁻¹²⁶. A NaN comes through.
     #[inline(always)]
+    #[allow(clippy::approx_constant, reason = "a minimax coefficient, which is not ln 2")]
     unsafe fn exp2_product(self, factor: Self, lowest: Self) -> Self {
         unsafe {
             let x = lowest.max(self);

@@ -57,17 +57,30 @@ pub(crate) struct RowScore {
     pub entropy: f64,
 }
 
-/// The 16 logits from `at` on, −∞ beyond the row and where the mask forbids.
+/// The 16 logits from `at` on, −∞ where the mask forbids.
+///
+/// # Safety
+/// They are there; as for [`Simd`].
 #[inline(always)]
-unsafe fn sixteen<S: Simd, T: Logit>(row: &[T], at: usize, mask: Option<&[u32]>) -> S {
+unsafe fn whole<S: Simd, T: Logit>(row: &[T], at: usize, mask: Option<&[u32]>) -> S {
     unsafe {
-        let x = if at + LANES <= row.len() {
-            T::load::<S>(row.as_ptr().add(at))
-        } else {
-            let mut lanes = [T::from_f32(f32::NEG_INFINITY); LANES];
-            lanes[..row.len() - at].copy_from_slice(&row[at..]);
-            T::load::<S>(lanes.as_ptr())
-        };
+        let x = T::load::<S>(row.as_ptr().add(at));
+        match mask {
+            None => x,
+            Some(mask) => x.select((mask[at / 32] >> (at % 32)) as u16, S::splat(f32::NEG_INFINITY)),
+        }
+    }
+}
+
+/// The same of fewer than 16 logits at the end of a row, with −∞ beyond: apart, as its copy is a call, around which a loop
+/// would keep nothing in registers.
+#[inline(always)]
+unsafe fn tail<S: Simd, T: Logit>(row: &[T], at: usize, mask: Option<&[u32]>) -> S {
+    let mut lanes = [T::from_f32(f32::NEG_INFINITY); LANES];
+    lanes[..row.len() - at].copy_from_slice(&row[at..]);
+    // SAFETY: 16 values; the rest is the caller's.
+    unsafe {
+        let x = T::load::<S>(lanes.as_ptr());
         match mask {
             None => x,
             Some(mask) => x.select((mask[at / 32] >> (at % 32)) as u16, S::splat(f32::NEG_INFINITY)),
@@ -120,9 +133,9 @@ unsafe fn normalise<S: Simd, T: Logit, const ENTROPY: bool>(row: &[T], softmax: 
     let mut max = f32::NEG_INFINITY;
     let mut sums = Sums { exps: [0.0; LANES], products: [0.0; LANES] };
     for first in (0..row.len()).step_by(BLOCK) {
-        let vectors = BLOCK.min(row.len() - first).div_ceil(LANES);
-        // SAFETY of both: `sixteen` stays within the row.
-        let high = unsafe { highest::<S, T>(row, first, vectors, softmax.mask) };
+        let last = row.len().min(first + BLOCK);
+        // SAFETY of both: only whole vectors of the row, and its tail.
+        let high = unsafe { highest::<S, T>(row, first, last, softmax.mask) };
         if high > max {
             sums.rescale(f64::from(high) - f64::from(max), f64::from(softmax.scale));
             max = high;
@@ -131,15 +144,20 @@ unsafe fn normalise<S: Simd, T: Logit, const ENTROPY: bool>(row: &[T], softmax: 
         unsafe {
             let of = Exponents { shift: S::splat(shift), factor: S::splat(factor), lowest: S::splat(lowest) };
             let [mut a, mut b, mut c, mut d] = [[S::splat(0.0); 2]; 4];
-            for four in (0..vectors / 4 * 4).step_by(4) {
-                let at = first + four * LANES;
-                a = of.add::<T, ENTROPY>(row, at, softmax.mask, a);
-                b = of.add::<T, ENTROPY>(row, at + LANES, softmax.mask, b);
-                c = of.add::<T, ENTROPY>(row, at + 2 * LANES, softmax.mask, c);
-                d = of.add::<T, ENTROPY>(row, at + 3 * LANES, softmax.mask, d);
+            let mut at = first;
+            while at + 4 * LANES <= last {
+                a = of.add::<T, ENTROPY>(row, whole(row, at, softmax.mask), at, a);
+                b = of.add::<T, ENTROPY>(row, whole(row, at + LANES, softmax.mask), at + LANES, b);
+                c = of.add::<T, ENTROPY>(row, whole(row, at + 2 * LANES, softmax.mask), at + 2 * LANES, c);
+                d = of.add::<T, ENTROPY>(row, whole(row, at + 3 * LANES, softmax.mask), at + 3 * LANES, d);
+                at += 4 * LANES;
             }
-            for vector in vectors / 4 * 4..vectors {
-                a = of.add::<T, ENTROPY>(row, first + vector * LANES, softmax.mask, a);
+            while at + LANES <= last {
+                a = of.add::<T, ENTROPY>(row, whole(row, at, softmax.mask), at, a);
+                at += LANES;
+            }
+            if at < last {
+                a = of.add::<T, ENTROPY>(row, tail(row, at, softmax.mask), at, a);
             }
             Sums::add(&mut sums.exps, a[0].add(b[0]).add(c[0].add(d[0])).lanes());
             if ENTROPY {
@@ -159,19 +177,13 @@ struct Exponents<S> {
 }
 
 impl<S: Simd> Exponents<S> {
-    /// Sixteen logits more, in the sums of e and of e·d.
+    /// Sixteen logits more, those at `at`, in the sums of e and of e·d.
     #[inline(always)]
-    unsafe fn add<T: Logit, const ENTROPY: bool>(
-        self,
-        row: &[T],
-        at: usize,
-        mask: Option<&[u32]>,
-        sums: [S; 2],
-    ) -> [S; 2] {
+    unsafe fn add<T: Logit, const ENTROPY: bool>(self, row: &[T], logits: S, at: usize, sums: [S; 2]) -> [S; 2] {
         unsafe {
             // The block after the next.
             S::prefetch(row.as_ptr().wrapping_add(at + 2 * BLOCK).cast());
-            let d = self.lowest.max(sixteen::<S, T>(row, at, mask).sub(self.shift));
+            let d = self.lowest.max(logits.sub(self.shift));
             let e = d.exp2_product(self.factor, self.lowest);
             [sums[0].add(e), if ENTROPY { e.fma(d, sums[1]) } else { sums[1] }]
         }
@@ -180,21 +192,35 @@ impl<S: Simd> Exponents<S> {
 
 /// The largest logit of a block, NaNs left out.
 #[inline(always)]
-unsafe fn highest<S: Simd, T: Logit>(row: &[T], first: usize, vectors: usize, mask: Option<&[u32]>) -> f32 {
-    unsafe {
+unsafe fn highest<S: Simd, T: Logit>(row: &[T], first: usize, last: usize, mask: Option<&[u32]>) -> f32 {
+    let mut lanes = unsafe {
         let [mut a, mut b, mut c, mut d] = [S::splat(f32::NEG_INFINITY); 4];
-        for four in (0..vectors / 4 * 4).step_by(4) {
-            let at = first + four * LANES;
-            a = sixteen::<S, T>(row, at, mask).max(a);
-            b = sixteen::<S, T>(row, at + LANES, mask).max(b);
-            c = sixteen::<S, T>(row, at + 2 * LANES, mask).max(c);
-            d = sixteen::<S, T>(row, at + 3 * LANES, mask).max(d);
+        let mut at = first;
+        while at + 4 * LANES <= last {
+            a = whole::<S, T>(row, at, mask).max(a);
+            b = whole::<S, T>(row, at + LANES, mask).max(b);
+            c = whole::<S, T>(row, at + 2 * LANES, mask).max(c);
+            d = whole::<S, T>(row, at + 3 * LANES, mask).max(d);
+            at += 4 * LANES;
         }
-        for vector in vectors / 4 * 4..vectors {
-            a = sixteen::<S, T>(row, first + vector * LANES, mask).max(a);
+        while at + LANES <= last {
+            a = whole::<S, T>(row, at, mask).max(a);
+            at += LANES;
         }
-        a.max(b).max(c.max(d)).max_lane()
+        if at < last {
+            a = tail::<S, T>(row, at, mask).max(a);
+        }
+        a.max(b).max(c.max(d)).lanes()
+    };
+    // In halves, as a chain of 16 would take as long as half a block.
+    for width in [8, 4, 2, 1] {
+        for lane in 0..width {
+            if lanes[lane + width] > lanes[lane] {
+                lanes[lane] = lanes[lane + width];
+            }
+        }
     }
+    lanes[0]
 }
 
 /// A run of rows: `tokens` and `scores` one per row; rows whose weight is 0 are left out, where there are weights.
@@ -311,18 +337,20 @@ unsafe fn descend<S: Simd, T: Logit>(
     unsafe {
         let (factor, lowest, of_exp) = (S::splat(factor), S::splat(lowest), S::splat(of_exp));
         let max = S::splat(score.max);
-        for at in (0..row.len()).step_by(LANES) {
+        let full = row.len() / LANES * LANES;
+        for at in (0..full).step_by(LANES) {
             S::prefetch(row.as_ptr().wrapping_add(at + 2 * BLOCK).cast());
-            let d = sixteen::<S, T>(row, at, softmax.mask).sub(max);
+            let d = whole::<S, T>(row, at, softmax.mask).sub(max);
             let value = of_exp.mul(d.exp2_product(factor, lowest).zero_below(d, lowest));
-            if at + LANES <= row.len() {
-                T::store(value, row.as_mut_ptr().add(at));
-            } else {
-                let mut lanes = [T::default(); LANES];
-                T::store(value, lanes.as_mut_ptr());
-                let rest = row.len() - at;
-                row[at..].copy_from_slice(&lanes[..rest]);
-            }
+            T::store(value, row.as_mut_ptr().add(at));
+        }
+        if full < row.len() {
+            let d = tail::<S, T>(row, full, softmax.mask).sub(max);
+            let value = of_exp.mul(d.exp2_product(factor, lowest).zero_below(d, lowest));
+            let mut lanes = [T::default(); LANES];
+            T::store(value, lanes.as_mut_ptr());
+            let rest = row.len() - full;
+            row[full..].copy_from_slice(&lanes[..rest]);
         }
     }
     // 1 − p without cancellation where p is near 1.

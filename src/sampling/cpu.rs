@@ -88,7 +88,7 @@ impl Room {
         self.bin.clear();
         let pairs = self.logits.iter().zip(&self.weights).map(|(&logit, &weight)| (key(logit), weight));
         self.bin.extend(pairs.filter(within));
-        self.bin.sort_unstable_by(|a, b| b.0.cmp(&a.0));
+        self.bin.sort_unstable_by_key(|&(key, _)| std::cmp::Reverse(key));
         for &(key, its) in &self.bin {
             (token, weight) = (token + 1, weight + its);
             if enough(token, weight) {
