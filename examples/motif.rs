@@ -29,9 +29,6 @@ const TEST: usize = 5_000;
 /// Draws that λ is fitted on.
 const FIT_SAMPLES: usize = 20_000;
 
-/// Updates of π a batch of draws: each draw serves so many times.
-const UPDATES: usize = 4;
-
 fn main() -> ExitCode {
     support::run::<Motif>()
 }
@@ -45,7 +42,7 @@ impl Experiment for Motif {
             data: self.data_size,
             base: if trains { self.data_size * likelihood.epochs } else { 0 },
             fit: if self.target == options::Target::Ebm { common.bounded(FIT_SAMPLES) } else { 0 },
-            updates: UPDATES,
+            updates: phase::UPDATES,
             test: common.bounded(TEST),
         })
     }
@@ -173,7 +170,7 @@ impl<B: LstmBackend> Run<'_, B> {
         let common = &options.common;
         let held_out = Some(&data.validation);
         let (tuned, tuning) =
-            phase::tune_policy(backend, common, UPDATES, &mut target, &mut policy, held_out, self.names, output)?;
+            phase::tune_policy(backend, common, &mut target, &mut policy, held_out, self.names, output)?;
         seconds.tune = tuning;
         policy.save(&output.file("policy.safetensors"))?;
         phase::draw_tuning(output, &tuned, self.names, &self.data_moments)?;

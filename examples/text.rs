@@ -35,9 +35,6 @@ const TEST: usize = 5_000;
 /// Draws that λ is fitted on: their error adds to that of π's moments.
 const FIT_SAMPLES: usize = 60_000;
 
-/// Updates of π a batch of draws: each draw serves so many times.
-const UPDATES: usize = 4;
-
 /// A moment of π further than this from the wanted one is worth a warning.
 const NEAR: f64 = 0.03;
 
@@ -58,7 +55,7 @@ impl Experiment for Text {
             data: rows,
             base: if trains { rows * likelihood(rows).epochs } else { 0 },
             fit: self.common.bounded(FIT_SAMPLES),
-            updates: UPDATES,
+            updates: phase::UPDATES,
             test: lines.test.rows,
         })
     }
@@ -221,7 +218,7 @@ impl<B: LstmBackend> Run<'_, B> {
         let mut target = self.fit.target(&mut self.base, &self.table);
         let (names, backend) = (self.options.patterns(), self.backend);
         let (tuned, seconds) =
-            phase::tune_policy(backend, common, UPDATES, &mut target, &mut self.policy, held_out, &names, output)?;
+            phase::tune_policy(backend, common, &mut target, &mut self.policy, held_out, &names, output)?;
         self.policy.save(&output.file("policy.safetensors"))?;
         phase::draw_tuning(output, &tuned, &self.options.patterns(), &self.options.moments())?;
         Ok((tuned, seconds))

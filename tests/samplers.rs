@@ -416,7 +416,7 @@ fn stepped<M: Stepper>(model: &M, batch: &Batch) -> Vec<f64> {
 fn steppers_score_as_scorers_do_whatever_prefixes_are_beside() {
     let world = world();
     let batch = Batch::from_sequences(world.space, &strings::all(world.space)).unwrap();
-    assert!(batch.rows > 100 && batch.rows % 7 != 0);
+    assert!(batch.rows > 100 && !batch.rows.is_multiple_of(7));
     let mut lstm = Lstm::new(world.space, LstmShape { layers: 2, hidden: 9, dropout: 0.0 }, 5).unwrap();
     let mut whole = vec![0.0; batch.rows];
     for (stepped, scored) in [

@@ -25,6 +25,9 @@ use super::progress::Progress;
 use super::report::Output;
 use super::say;
 
+/// Updates of π a batch of draws: each draw serves so many times.
+pub const UPDATES: usize = 4;
+
 /// Sequences that judge at the end.
 pub const JUDGED: usize = 10_000;
 
@@ -156,7 +159,7 @@ fn fit_options(common: &Common, samples: usize) -> FitOptions {
 }
 
 /// The options of the tuning.
-fn tune_options(common: &Common, updates: usize) -> TuneOptions {
+fn tune_options(common: &Common) -> TuneOptions {
     let mut options = TuneOptions::default();
     options.method = match common.method {
         Method::DpgOff => tune::Method::DpgOffPolicy,
@@ -178,26 +181,25 @@ fn tune_options(common: &Common, updates: usize) -> TuneOptions {
     options.baseline = common.baseline;
     options.samples = common.samples;
     options.batch = common.batch;
-    options.updates = updates;
+    options.updates = UPDATES;
     options.adam = AdamOptions { learning_rate: common.learning_rate as f32, ..options.adam };
     options.seed = common.seed;
     options
 }
 
-/// Tunes the policy by so many updates a batch of draws; the cache makes each draw serve as often. `validation` judges
+/// Tunes the policy by [`UPDATES`] a batch of draws; the cache makes each draw serve as often. `validation` judges
 /// the swap by cross-entropy. Returns the seconds, too. tuning.jsonl and an event file for TensorBoard receive every
 /// evaluation as it is made.
 pub fn tune_policy<B: LstmBackend, R: Sampler<B>>(
     backend: &B,
     common: &Common,
-    updates: usize,
     target: &mut Target<'_, B, R>,
     policy: &mut B::Lstm,
     validation: Option<&Batch<B>>,
     names: &[String],
     output: &mut Output,
 ) -> Result<(Tuned, f64)> {
-    let options = tune_options(common, updates);
+    let options = tune_options(common);
     let (mut records, mut board) =
         (JsonLines::create(&output.file("tuning.jsonl"))?, TensorBoard::create(output.directory(), names)?);
     let (started, mut alarms, mut failed) = (Instant::now(), Alarms::new(), None);

@@ -90,7 +90,7 @@ mod cases {
         let mut features: Vec<Feature> = (0..12)
             .map(|n| {
                 Feature::Motif(
-                    (0..longest.min(3 + n % 5)).map(|at| (at != 1).then_some((n / 2 >> at & 1) as u32)).collect(),
+                    (0..longest.min(3 + n % 5)).map(|at| (at != 1).then_some(((n / 2) >> at & 1) as u32)).collect(),
                 )
             })
             .collect();
