@@ -44,7 +44,7 @@ for batch in 2048 65536; do
     programs+=("$(grep '^{' "results/step-$batch.log" || echo null)")
 done
 stage motif ./motif --device cuda:0 --motif 10001011111000 --hidden 200 --layers 2 --features 1001111 --data-size 5000 \
-    --batch 128 --learning-rate 0.004 --samples 32000 --out results/motif
+    --batch 64 --learning-rate 0.003 --samples 32000 --out results/motif
 [ -f results/motif/report.json ] && programs+=("$(tr -d '\n' < results/motif/report.json)")
 
 # The same work in PyTorch; each prints lines of JSON.
