@@ -45,8 +45,10 @@ fn log_probs() {
         let status = upload(&gpu, &[u64::MAX]);
         same_for_every_grid(kernel, threads, rows / 2, |out| {
             let (logits, tokens, status) = (Argument::from(&logits), Argument::from(&tokens), Argument::from(&status));
+            let vocab_width = vocab as u64;
             let (rows, vocab) = (Argument::U64(rows as u64), Argument::U32(vocab as u32));
-            vec![logits, tokens, rows, vocab, Argument::F32(1.5), Argument::Pointer(0), out, status]
+            let (stride, none) = (Argument::U64(vocab_width), Argument::Pointer(0));
+            vec![logits, tokens, rows, vocab, stride, Argument::F32(1.5), none, out, none, status]
         });
     }
 }
