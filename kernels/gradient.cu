@@ -207,7 +207,8 @@ DEV_FN void sequence_gradients(T* logits, const uint32_t* tokens, uint64_t rows,
                   unsigned long long* status) {                                                                        \
     gradients_of<Team>(logits, tokens, weights, rows, stride, Softmax{vocab, scale, mask}, room, log_probs, status);   \
   }                                                                                                                    \
-  extern "C" __global__ void __launch_bounds__(threads, 1024 / threads)                                                \
+  /* A fourth block of 256 threads would leave a register too few on sm_80. */                                         \
+  extern "C" __global__ void __launch_bounds__(threads, threads == 256 ? 3 : 2)                                        \
   gradient_sequences_##name(T* logits, const uint32_t* tokens, uint64_t rows, uint32_t vocab, uint64_t stride,         \
                             float scale, const uint32_t* mask, const uint64_t* offsets, uint64_t sequences,            \
                             uint32_t kind, double parameter, const float* weights, const double* log_p,                \

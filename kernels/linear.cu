@@ -16,7 +16,7 @@ DEV_FN void move_units(const void* from, void* to, const uint64_t* rows, uint64_
 
 // Row i of `to` becomes row rows[i] of `from`, i < count, or the other way round where scatter is not 0; rows of `bytes`
 // bytes, an even number. A warp per row, any grid, 256 threads.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 move_rows(const void* from, void* to, const uint64_t* rows, uint64_t count, uint64_t bytes, uint32_t scatter) {
   const uint64_t all = reinterpret_cast<uintptr_t>(from) | reinterpret_cast<uintptr_t>(to) | bytes;
   if (all % 16 == 0) {

@@ -120,7 +120,7 @@ pub trait LinearKernel: LogProbKernel + GradientKernel {
 /// use ebm_dpg::log_prob::SoftmaxOptions;
 ///
 /// let head = Head { width: 1, vocab: 2, weight: &[0.0f32, 1.0][..] };
-/// let rows = Rows { hidden: &[0.0f32, 3f32.ln()][..], tokens: &[0, 1] };
+/// let rows = Rows { hidden: &[0.0f32, 3f32.ln()][..], tokens: &[0, 1][..] };
 /// let mut workspace = Workspace::<Cpu, f32>::new(&Cpu, 1, 2, 1000)?;
 /// let mut log_probs = [0.0; 2];
 /// linear_log_prob(&Cpu, &SoftmaxOptions::default(), &head, &rows, &mut workspace, &mut log_probs)?;
