@@ -4,6 +4,7 @@
 // the rest is read again, from the L2 as a rule: a thread reads back only what it wrote itself, so nothing waits.
 // gradient_sequences_* work on all rows of one sequence per block, as the coefficient is a function of the log-prob of the
 // whole: a baseline or an f-divergence. Their second pass reads the logits again.
+#include "common/coefficient.cuh"
 #include "common/softmax.cuh"
 
 // Every logit of a row becomes value.
@@ -100,31 +101,10 @@ struct Sequences {
   const double *log_p, *log_q;
 };
 
-// The coefficients of src/gradient/divergence.rs, in its order.
-enum Kind : uint32_t {
-  kGiven, kBaseline, kForwardKl, kReverseKl, kTotalVariation, kJensenShannon, kForwardChiSquare, kReverseChiSquare, kAlpha
-};
-DEV_FN bool is_bounded(uint32_t kind, double alpha) {
-  return kind != kReverseKl && kind != kReverseChiSquare && !(kind == kAlpha && alpha >= 1);
-}
 // Whether the coefficient is 0 whatever the log-prob.
 DEV_FN bool is_zero(const Sequences& given, uint64_t s) {
   if (given.kind == kGiven) return given.weights[s] == 0;
   return given.kind >= kForwardKl && given.log_p[s] == -INFINITY && is_bounded(given.kind, given.parameter);
-}
-DEV_FN double divergence_coefficient(uint32_t kind, double alpha, double log_pi, double log_p, double log_q) {
-  if (log_p == -INFINITY) return is_bounded(kind, alpha) ? 0.0 : double(NAN);
-  const double ratio = exp(log_pi - log_q), log_t = log_pi - log_p;
-  switch (kind) {
-    case kForwardKl: return exp(log_p - log_q);
-    case kReverseKl: return ratio == 0 ? 0.0 : -ratio * log_t;
-    case kTotalVariation: return log_t < 0 ? ratio : ratio * (log_t == 0 ? 0.5 : 0.0);
-    case kJensenShannon: return ratio == 0 ? 0.0 : 0.5 * ratio * (fmax(-log_t, 0.0) + log1p(exp(-fabs(log_t))));
-    case kForwardChiSquare: return exp(2 * log_p - log_pi - log_q);
-    case kReverseChiSquare: return -2 * exp(2 * log_pi - log_p - log_q);
-  }
-  const double power = exp(alpha * log_pi + (1 - alpha) * log_p - log_q);
-  return alpha < 1 ? power / (1 - alpha) : (ratio - power) / (alpha - 1);
 }
 DEV_FN double coefficient_of(const Sequences& given, uint64_t s, double log_pi) {
   if (given.kind >= kForwardKl)

@@ -4,6 +4,7 @@
 // device memory, where lstm_weights.cu reads them, and lie in shared memory as bf16 parts, the A operands of the
 // products that send them to the step before and to the layer below. What a thread accumulates for a unit only that
 // thread reads again, so those sums need no barrier and no shared layout.
+#include "common/coefficient.cuh"
 #include "common/lstm.cuh"
 #include "common/reduce.cuh"
 #include "common/split.cuh"
@@ -12,22 +13,25 @@
 struct LstmBackward {
   const uint4* packed;
   LstmSize size;
-  uint32_t longest, capacity, first_slot, baseline;
+  uint32_t longest, capacity, first_slot, kind;
   const uint32_t* order;       // [slots]: the row of each
   const uint32_t* count;       // slots in use
   const uint32_t* tile_steps;  // [capacity / 16]
   const float* weights;        // [rows]
-  const double* log_q;         // [rows]; read when baseline
+  const double* log_q;         // [rows]; read by a baseline and a divergence
+  const double* log_p;         // [rows]; read by a divergence and a balance
+  const double* shift;         // null, or one value
   const double* log_probs;     // [rows]: finished log pi
   const float* cell;           // as in lstm_forward
   float* gates;                // in: activations; out: gradients of the pre-activations
   float* residual;             // in: onehot - softmax; out: times the coefficient
   float* sums;                 // [blocks, 2 layers + 1, rows of a block, U]: dh per layer, dc per layer, dh below
-  float scale;                 // of the baseline
+  double alpha;
+  float scale;                 // of all kinds of coefficients but those given
   uint32_t unused;
   Dropout dropout;             // as in lstm_forward
 };
-static_assert(sizeof(LstmBackward) == 160, "src/models/lstm/gpu/backward.rs has the same layout");
+static_assert(sizeof(LstmBackward) == 184, "src/models/lstm/gpu/backward.rs has the same layout");
 
 template <int TILES> struct Backward {
   static constexpr int kRows = 16 * TILES;
@@ -63,13 +67,19 @@ template <int TILES> struct Backward {
   __device__ __forceinline__ uint32_t cell_of(uint32_t layer) const { return a.size.layers + layer; }
   __device__ __forceinline__ uint32_t below() const { return 2 * a.size.layers; }
 
+  // The coefficient of a row; all kinds but the given one need the whole sequence's log pi.
+  __device__ __forceinline__ float coefficient_of(uint32_t row) const {
+    if (a.kind == kGiven) return a.weights[row];
+    const double log_pi = a.log_probs[row];
+    if (a.kind == kBaseline) return a.weights[row] - a.scale * float(exp(log_pi - a.log_q[row]));
+    const double shift = a.shift ? *a.shift : 0.0, log_q = a.kind == kBalance ? 0.0 : a.log_q[row];
+    return float(double(a.scale) * shifted_coefficient(a.kind, a.alpha, log_pi, a.log_p[row], log_q, shift));
+  }
+
   __device__ __forceinline__ void begin() {
     for (uint32_t local = threadIdx.x; local < kRows; local += blockDim.x) {
       row[local] = used(local) ? a.order[a.first_slot + slot(local)] : 0;
-      float value = used(local) ? a.weights[row[local]] : 0.0f;
-      // The baseline: a = w - scale * pi / q, which needs the whole sequence's log pi.
-      if (a.baseline && used(local)) value -= a.scale * float(exp(a.log_probs[row[local]] - a.log_q[row[local]]));
-      coefficient[local] = value;
+      coefficient[local] = used(local) ? coefficient_of(row[local]) : 0.0f;
     }
     if (threadIdx.x < TILES)
       tile_longest[threadIdx.x] = used(threadIdx.x * 16) ? a.tile_steps[slot(threadIdx.x * 16) / 16] : 0;

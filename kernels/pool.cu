@@ -6,6 +6,7 @@
 //
 // A draw's slot of the ring is a prefix sum over the rows; the oldest leave first. An endless shuffle over all slots
 // (Fisher and Yates) gives each update its rows.
+#include "common/coefficient.cuh"
 #include "common/philox.cuh"
 #include "common/reduce.cuh"
 #include "common/status.cuh"
@@ -13,6 +14,7 @@
 constexpr int kThreads = 1024;
 constexpr uint32_t kNone = ~0u;
 constexpr double kInf = INFINITY;
+constexpr double kShiftRate = 0.1;  // of src/tune/pool/mod.rs
 
 // src/weights/log_mean.rs: the mean of weights given by their logarithms.
 struct Mean {
@@ -23,10 +25,10 @@ struct Mean {
 // src/tune/pool/mod.rs says what each is.
 struct Ledger {
   Mean log_z, log_reward;
-  double log_mean, log_bound, loss, loss_weight;
+  double log_mean, center, factor, cut, shift, log_bound, loss, loss_weight;
   uint64_t next, rows, kept, cursor, picks, chosen, updates, raises;
 };
-static_assert(sizeof(Ledger) == 160, "src/tune/pool/mod.rs has the same layout");
+static_assert(sizeof(Ledger) == 192, "src/tune/pool/mod.rs has the same layout");
 
 DEV_FN double value_of(const Mean& mean) {
   return mean.total == 0 ? -kInf : mean.shift + log(mean.total / double(mean.count));
@@ -67,13 +69,52 @@ pool_weigh(const double* log_p, const double* log_q, uint64_t rows, double* log_
   add_rows(*mean, rows, log_weight);
 }
 
-// The log of what updates divide their weights by: the mean weight of the ring, or the mean reward. One block.
+// What the returns of new draws are under control by KL(pi || r), [rows]; one that is not finite is noted. Any grid.
+extern "C" __global__ void __launch_bounds__(256)
+pool_returns(const double* log_p, const double* log_base, const double* log_pi, uint64_t rows, double beta, double floor,
+             double* returns, unsigned long long* status) {
+  const uint64_t step = uint64_t(gridDim.x) * blockDim.x;
+  for (uint64_t row = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x; row < rows; row += step) {
+    const double reward = fmax(log_p[row] - log_base[row], floor);
+    const double value = reward - dev::mul_rn(beta, log_pi[row] - log_base[row]);
+    if (!isfinite(value)) note_fault(status, row, kBadWeight);
+    returns[row] = value;
+  }
+}
+
+// src/tune/pool/mod.rs says what each is.
+enum Unit : uint32_t { kMeanWeight, kMeanReward, kPartition, kReturn };
+enum Baseline : uint32_t { kNoBaseline, kMean, kLeaveOneOut };
+
+// A weight in units, cut to `clip`; or a return.
+DEV_FN double worth_of(double kept, double log_mean, uint32_t unit, double clip) {
+  return unit == kReturn ? kept : fmin(exp(kept - log_mean), clip);
+}
+
+// What updates divide their weights by and subtract from them, and what clipping takes away. One block.
 extern "C" __global__ void __launch_bounds__(kThreads)
-pool_mean(const double* log_w, uint32_t rewards, Ledger* ledger) {
+pool_measure(const double* log_w, uint32_t unit, double clip, uint32_t baseline, Ledger* ledger) {
+  const uint64_t rows = ledger->rows;
   Mean mean{};
-  if (rewards) mean = ledger->log_reward;
-  else add_rows(mean, ledger->rows, [&](uint64_t row) { return log_w[row]; });
-  if (threadIdx.x == 0) ledger->log_mean = value_of(mean);
+  if (unit == kMeanReward) mean = ledger->log_reward;
+  if (unit == kPartition) mean = ledger->log_z;
+  if (unit == kMeanWeight) add_rows(mean, rows, [&](uint64_t row) { return log_w[row]; });
+  SHARED(double, shared_mean, [1]);
+  if (threadIdx.x == 0) shared_mean[0] = unit == kReturn ? 0.0 : value_of(mean);
+  __syncthreads();
+  const double log_mean = shared_mean[0];
+  if (threadIdx.x == 0) ledger->log_mean = log_mean, ledger->center = 0, ledger->factor = 1;
+  if (baseline == kMean && unit == kMeanReward && threadIdx.x == 0) ledger->center = 1;
+  const bool own = (baseline == kMean && unit == kReturn) || (baseline == kLeaveOneOut && rows > 1);
+  if (!own && clip == kInf) return;
+  double kept = 0, all = 0;
+  for (uint64_t row = threadIdx.x; row < rows; row += kThreads)
+    kept += worth_of(log_w[row], log_mean, unit, clip), all += worth_of(log_w[row], log_mean, unit, kInf);
+  kept = block_sum(kept), all = block_sum(all);
+  if (threadIdx.x != 0) return;
+  if (clip < kInf) ledger->cut = 1 - kept / all;
+  if (own) ledger->center = kept / double(rows);
+  if (own && baseline == kLeaveOneOut) ledger->factor = double(rows) / double(rows - 1);
 }
 
 // 53 bits in [0, 1); the lane separates what one purpose draws.
@@ -226,48 +267,70 @@ pool_choose(uint32_t* order, uint32_t* chosen, uint64_t count, uint64_t uses, ui
   *rate = goes_on ? *wanted_rate : 0.0f;
 }
 
-// The rows of an update with their coefficients (w / mean w - reward_baseline) / (rows * longest), and log q. A row beyond
-// those chosen is an EOS of weight 0, and of no weight under a baseline either. A warp per row, any grid.
+// The rows of an update with their weights (worth - center) * factor / (rows * longest), log q and log p. A row beyond
+// those chosen is an EOS of weight 0 that no coefficient takes in. A warp per row, any grid.
 extern "C" __global__ void __launch_bounds__(256)
 pool_gather(uint32_t* tokens, uint32_t* lengths, const double* log_w, const double* log_q, const uint32_t* chosen,
-            uint64_t rows, uint32_t longest, uint32_t eos, uint32_t pad, float reward_baseline, const Ledger* ledger,
-            uint32_t* to_tokens, uint32_t* to_lengths, float* weights, double* to_log_q) {
+            uint64_t rows, uint32_t longest, uint32_t eos, uint32_t pad, uint32_t unit, double clip, const Ledger* ledger,
+            uint32_t* to_tokens, uint32_t* to_lengths, float* weights, double* to_log_q, double* to_log_p, double* shift) {
   const uint64_t warps = uint64_t(gridDim.x) * (blockDim.x / 32), used = ledger->chosen;
   const uint32_t lane = threadIdx.x % 32;
   const float scale = 1.0f / (float(used) * float(longest));
+  if (blockIdx.x == 0 && threadIdx.x == 0) *shift = ledger->shift;
   for (uint64_t row = uint64_t(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32; row < rows; row += warps) {
     if (row < used) {
       const uint32_t slot = chosen[row];
       copy_row({tokens, lengths}, slot, {to_tokens, to_lengths}, row, longest, pad);
-      if (lane == 0) weights[row] = (float(exp(log_w[slot] - ledger->log_mean)) - reward_baseline) * scale;
-      if (lane == 0) to_log_q[row] = log_q[slot];
+      if (lane != 0) continue;
+      const float worth = float(worth_of(log_w[slot], ledger->log_mean, unit, clip));
+      weights[row] = (worth - float(ledger->center)) * float(ledger->factor) * scale;
+      to_log_q[row] = log_q[slot], to_log_p[row] = log_w[slot] + log_q[slot] - ledger->log_mean;
     } else {
       for (uint32_t t = lane; t < longest; t += 32) to_tokens[row * longest + t] = t == 0 ? eos : pad;
-      if (lane == 0) to_lengths[row] = 1, weights[row] = 0, to_log_q[row] = kInf;
+      if (lane == 0) to_lengths[row] = 1, weights[row] = 0, to_log_q[row] = to_log_p[row] = kInf;
     }
   }
 }
 
-// The loss of an update joins the books: weights without the baseline, which are never negative. One block.
+// The shift that makes the coefficients of these rows 0 in the mean. All threads of the block; the value is thread 0's.
+DEV_FN double balanced(uint32_t kind, double alpha, const double* log_p, const double* log_q, const double* log_pi,
+                       uint64_t rows) {
+  double total = 0, count = 0;
+  for (uint64_t row = threadIdx.x; row < rows; row += kThreads) {
+    total += shifted_coefficient(kind, alpha, log_pi[row], log_p[row], log_q[row], 0.0);
+    count += kind == kBalance ? 1.0 : exp(log_pi[row] - log_q[row]);
+  }
+  total = block_sum(total), count = block_sum(count);
+  return -total / count;
+}
+
+// The loss of an update joins the books: weights without the baseline, which are never negative. `kind` is that of
+// coefficients whose shift is learnt, 0 where there is none. One block.
 extern "C" __global__ void __launch_bounds__(kThreads)
-pool_loss(const float* weights, const double* log_pi, uint32_t longest, float reward_baseline, Ledger* ledger) {
+pool_note(const float* weights, const double* log_pi, const double* log_p, const double* log_q, uint32_t longest,
+          uint32_t unit, uint32_t kind, double alpha, Ledger* ledger) {
   const uint64_t rows = ledger->chosen;
-  const float baseline = reward_baseline * (1.0f / (float(rows) * float(longest)));
+  const float factor = float(ledger->factor), missing = float(ledger->center) * (1.0f / (float(rows) * float(longest)));
   double loss = 0, total = 0;
   for (uint64_t row = threadIdx.x; row < rows; row += kThreads) {
-    const double weight = double(weights[row] + baseline);
+    const double weight = unit == kReturn ? 1.0 : double(weights[row] / factor + missing);
     // A row of weight 0 may have been skipped, and has no log pi then.
     if (weight > 0) loss -= weight * log_pi[row], total += weight * double(longest);
   }
   loss = block_sum(loss), total = block_sum(total);
   if (threadIdx.x == 0) ledger->loss += loss, ledger->loss_weight += total;
+  if (kind == kGiven || rows == 0) return;
+  const double target = balanced(kind, alpha, log_p, log_q, log_pi, rows);
+  if (threadIdx.x != 0 || !isfinite(target)) return;
+  ledger->shift += (ledger->updates == 1 ? 1.0 : kShiftRate) * (target - ledger->shift);
 }
 
 EXPORT_KERNEL(pool_weigh)
-EXPORT_KERNEL(pool_mean)
+EXPORT_KERNEL(pool_returns)
+EXPORT_KERNEL(pool_measure)
 EXPORT_KERNEL(pool_accept)
 EXPORT_KERNEL(pool_keep)
 EXPORT_KERNEL(pool_scatter)
 EXPORT_KERNEL(pool_choose)
 EXPORT_KERNEL(pool_gather)
-EXPORT_KERNEL(pool_loss)
+EXPORT_KERNEL(pool_note)

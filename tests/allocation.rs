@@ -9,7 +9,7 @@ use ebm_dpg::features::{Feature, FeatureSet};
 use ebm_dpg::models::{Lstm, LstmShape, Markov};
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::tokens::{Batch, Space};
-use ebm_dpg::tune::{Method, Source, Swap, Target, TuneData, TuneOptions, tune};
+use ebm_dpg::tune::{Baseline, KlControl, Method, Source, Swap, Target, TuneData, TuneOptions, tune};
 
 #[path = "../benches/workload/mod.rs"]
 mod workload;
@@ -83,11 +83,13 @@ fn a_step_by_hand_allocates_nothing() {
 #[test]
 fn the_steps_of_tuning_allocate_nothing() {
     let cases = [
-        (Method::DpgOffPolicy, Source::Guided, false),
-        (Method::DpgOffPolicy, Source::Base, true),
-        (Method::DpgOnPolicy, Source::Base, true),
-        (Method::Distill, Source::Guided, false),
-        (Method::Reinforce, Source::Base, true),
+        (Method::DpgOffPolicy, Source::Guided, Baseline::None),
+        (Method::DpgOffPolicy, Source::Base, Baseline::Mean),
+        (Method::DpgOnPolicy, Source::Base, Baseline::Mean),
+        (Method::Distill, Source::Guided, Baseline::None),
+        (Method::Reinforce, Source::Base, Baseline::Mean),
+        (Method::TrajectoryBalance, Source::Guided, Baseline::None),
+        (Method::KlControl(KlControl::default()), Source::Base, Baseline::LeaveOneOut),
     ];
     for (method, proposal, baseline) in cases {
         let (few, many) =
@@ -96,7 +98,7 @@ fn the_steps_of_tuning_allocate_nothing() {
     }
 }
 
-fn of_tuning(method: Method, proposal: Source, baseline: bool, batches: usize) -> usize {
+fn of_tuning(method: Method, proposal: Source, baseline: Baseline, batches: usize) -> usize {
     let space = Space::new(2, 6).unwrap();
     let seen = Batch::from_sequences(space, &[vec![0, 1, 1, 0, 0, 3], vec![1, 0, 1, 3]]).unwrap();
     let mut base = Markov::fit(&seen, 1, false, 0.5).unwrap();

@@ -52,7 +52,7 @@ fn score(lstm: &mut Lstm, batch: &Batch) -> Vec<f64> {
 }
 
 fn given(weights: &[f32]) -> Coefficients<'_, Cpu> {
-    Coefficients { weighting: Weighting::Given, weights, log_q: None, scale: 0.0, dropout: None }
+    Coefficients::given(weights)
 }
 
 #[test]
@@ -116,10 +116,9 @@ fn the_baseline_subtracts_pi_over_q() {
     let log_q: Vec<f64> = (0..60).map(|row| -3.0 - row as f64 / 20.0).collect();
     let coefficients = Coefficients::<Cpu> {
         weighting: Weighting::Baseline,
-        weights: &weights,
         log_q: Some(&log_q),
         scale: 0.5,
-        dropout: None,
+        ..Coefficients::given(&weights[..])
     };
     let mut log_probs = vec![0.0; 60];
     lstm.gradient(&batch, &coefficients, &mut log_probs).unwrap();

@@ -12,7 +12,9 @@ use ebm_dpg::models::{Coefficients, Lstm, LstmShape, Markov, Policy, Sampler, Sc
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space, Token};
-use ebm_dpg::tune::{Evaluation, Method, Source, Swap, Target, TuneData, TuneOptions, Tuned, evaluate, tune};
+use ebm_dpg::tune::{
+    Baseline, Evaluation, KlControl, Method, Source, Swap, Target, TuneData, TuneOptions, Tuned, evaluate, tune,
+};
 use ebm_dpg::weights::{Estimate, weights};
 use ebm_dpg::{Error, Result};
 use oracle::{OracleLstm, Tensors, assert_block_close, entropy, enumerate, kl, moments, normalise, random, tv};
@@ -181,9 +183,7 @@ fn expected_weights(world: &World, log_q: &[f64]) -> Vec<f32> {
 fn the_expected_gradient_of_dpg_is_that_of_the_cross_entropy_to_p() {
     let (world, mut policy) = (world(), lstm(8));
     let weights = expected_weights(&world, &world.log_r);
-    let given =
-        Coefficients { weighting: Weighting::Given, weights: &weights[..], log_q: None, scale: 0.0, dropout: None };
-    let got = gradient(&mut policy, &world, &given);
+    let got = gradient(&mut policy, &world, &Coefficients::given(&weights[..]));
     let p: Vec<f64> = world.log_p.iter().map(|log_p| log_p.exp()).collect();
     assert_expected("DPG", &got, &policy, &world, &p, |log_pi| expectation(&world.log_p, log_pi));
 }
@@ -195,8 +195,8 @@ fn the_baseline_leaves_the_expected_gradient_as_it_is() {
     let log_q = vec![-(world.all.len() as f64).ln(); world.all.len()];
     let weights = expected_weights(&world, &log_q);
     let scale = 1.0 / world.all.len() as f32;
-    let weighting = Weighting::Baseline;
-    let coefficients = Coefficients { weighting, weights: &weights[..], log_q: Some(&log_q[..]), scale, dropout: None };
+    let (weighting, log_q) = (Weighting::Baseline, Some(&log_q[..]));
+    let coefficients = Coefficients { weighting, log_q, scale, ..Coefficients::given(&weights[..]) };
     let got = gradient(&mut policy, &world, &coefficients);
     let p: Vec<f64> = world.log_p.iter().map(|log_p| log_p.exp()).collect();
     assert_expected("baseline", &got, &policy, &world, &p, |log_pi| expectation(&world.log_p, log_pi));
@@ -209,9 +209,7 @@ fn the_expected_gradient_of_reinforce_is_that_of_the_mean_reward() {
     let reward: Vec<f64> = world.log_p.iter().map(|log_p| (log_p + world.log_z).exp()).collect();
     let want: Vec<f64> = reward.iter().zip(&log_pi).map(|(reward, log_pi)| reward * log_pi.exp()).collect();
     let weights: Vec<f32> = want.iter().map(|&weight| weight as f32).collect();
-    let given =
-        Coefficients { weighting: Weighting::Given, weights: &weights[..], log_q: None, scale: 0.0, dropout: None };
-    let got = gradient(&mut policy, &world, &given);
+    let got = gradient(&mut policy, &world, &Coefficients::given(&weights[..]));
     assert_expected("REINFORCE", &got, &policy, &world, &want, |log_pi| expectation(log_pi, &reward));
 }
 
@@ -219,12 +217,13 @@ fn the_expected_gradient_of_reinforce_is_that_of_the_mean_reward() {
 
 #[test]
 fn off_policy_dpg_reaches_p_from_base_and_guided_with_and_without_baseline() {
+    use Baseline::{Mean, None};
     for (proposal, baseline) in
-        [(Source::Base, false), (Source::Guided, false), (Source::Base, true), (Source::Guided, true)]
+        [(Source::Base, None), (Source::Guided, None), (Source::Base, Mean), (Source::Guided, Mean)]
     {
         let options = with(Method::DpgOffPolicy, proposal, |o| o.baseline = baseline);
         let (_, tuned, kl) = world().tune(&options, TuneData::default()).unwrap();
-        assert!(kl < 0.02, "{proposal:?}, baseline {baseline}: KL {kl}");
+        assert!(kl < 0.02, "{proposal:?}, baseline {baseline:?}: KL {kl}");
         assert_eq!(tuned.samples, options.samples);
         assert_eq!(tuned.updates, 120 * 8);
     }
@@ -232,11 +231,11 @@ fn off_policy_dpg_reaches_p_from_base_and_guided_with_and_without_baseline() {
 
 #[test]
 fn on_policy_dpg_reaches_p() {
-    for baseline in [false, true] {
+    for baseline in [Baseline::None, Baseline::Mean, Baseline::LeaveOneOut] {
         let mut options = with(Method::DpgOnPolicy, Source::Base, |o| o.baseline = baseline);
         options.samples = 256 * 800;
         let (_, tuned, kl) = world().tune(&options, TuneData::default()).unwrap();
-        assert!(kl < 0.02, "baseline {baseline}: KL {kl}");
+        assert!(kl < 0.02, "baseline {baseline:?}: KL {kl}");
         assert_eq!((tuned.swaps, tuned.updates), (0, 800));
     }
 }
@@ -267,7 +266,7 @@ fn distillation_learns_from_extra_data_and_not_from_held_out_data() {
 
 #[test]
 fn reinforce_raises_the_reward_and_does_not_match_p() {
-    for baseline in [false, true] {
+    for baseline in [Baseline::None, Baseline::Mean, Baseline::LeaveOneOut] {
         let mut world = world();
         let mut options = with(Method::Reinforce, Source::Base, |o| o.baseline = baseline);
         options.samples = 256 * 300;
@@ -358,10 +357,12 @@ fn noise_does_not_swap() {
 #[test]
 fn the_same_seed_gives_the_same_bits_for_any_thread_count() {
     let cases = [
-        (Method::DpgOffPolicy, Source::Base, true),
-        (Method::DpgOnPolicy, Source::Base, false),
-        (Method::Distill, Source::Guided, false),
-        (Method::Reinforce, Source::Base, true),
+        (Method::DpgOffPolicy, Source::Base, Baseline::Mean),
+        (Method::DpgOnPolicy, Source::Base, Baseline::None),
+        (Method::Distill, Source::Guided, Baseline::None),
+        (Method::Reinforce, Source::Base, Baseline::Mean),
+        (Method::TrajectoryBalance, Source::Guided, Baseline::None),
+        (Method::KlControl(KlControl::default()), Source::Base, Baseline::LeaveOneOut),
     ];
     for (method, proposal, baseline) in cases {
         let run = |threads: usize, seed: u64| {

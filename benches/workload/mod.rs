@@ -5,11 +5,11 @@
 
 use ebm_dpg::adam::AdamOptions;
 use ebm_dpg::features::{Feature, FeatureSet, FeatureTable};
-use ebm_dpg::models::{Coefficients, Lstm, LstmBackend, LstmShape, Policy, Sampler, Scorer, Weighting};
+use ebm_dpg::models::{Coefficients, Lstm, LstmBackend, LstmShape, Policy, Sampler, Scorer};
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space, Token};
-use ebm_dpg::tune::{Choice, Chosen, NewDraws, Pool};
+use ebm_dpg::tune::{Baseline, Choice, Chosen, NewDraws, Pool, Unit, Worth};
 use ebm_dpg::{Error, Result};
 
 /// Patterns of five tokens, each a feature with λ = 1.
@@ -131,20 +131,15 @@ impl<B: LstmBackend> Workload<B> {
         let (log_w, log_q) = (B::view(&self.log_w, rows), B::view(&self.log_q, rows));
         let draws = NewDraws { batch: &self.batch, log_w, log_q, all: true, fresh: true };
         backend.keep(&mut self.pool, &draws)?;
-        backend.mean(&mut self.pool, false)?;
+        let worth = Worth { unit: Unit::MeanWeight, clip: f64::INFINITY, baseline: Baseline::None };
+        backend.measure(&mut self.pool, &worth)?;
         let draw = Draw::new(0, Purpose::Shuffle);
-        let choice = Choice { uses: usize::MAX, draw, reward_baseline: 0.0, rate: &self.rate };
+        let choice = Choice { uses: usize::MAX, draw, worth, rate: &self.rate };
         backend.choose(&mut self.pool, &mut self.chosen, &choice)?;
-        let coefficients = Coefficients {
-            weighting: Weighting::Given,
-            weights: B::view(&self.chosen.weights, rows),
-            log_q: None,
-            scale: 0.0,
-            dropout: None,
-        };
+        let coefficients = Coefficients::given(B::view(&self.chosen.weights, rows));
         self.policy.gradient(&self.chosen.batch, &coefficients, B::view_mut(&mut self.log_pi, rows))?;
         self.policy.update_at(&AdamOptions::default(), B::view(&self.chosen.rate, 1))?;
-        backend.note_loss(&mut self.pool, &self.chosen, B::view(&self.log_pi, rows), 0.0)
+        backend.note_update(&mut self.pool, &self.chosen, B::view(&self.log_pi, rows), &worth, None)
     }
 
     #[allow(dead_code, reason = "the allocation test has no device")]

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Instant;
 
 use ebm_dpg::Result;
-use ebm_dpg::models::{Coefficients, Lstm, LstmBackend, LstmShape, Policy, Sampler, Scorer, Weighting};
+use ebm_dpg::models::{Coefficients, Lstm, LstmBackend, LstmShape, Policy, Sampler, Scorer};
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space};
 
@@ -98,13 +98,7 @@ fn rates<B: LstmBackend>(backend: &B, common: &Common, space: Space) -> Result<R
         last[0] = lap(&mut host, &log_q)?;
         model.score(&batch, B::view_mut(&mut log_model, rows))?;
         last[1] = lap(&mut host, &log_model)?;
-        let coefficients = Coefficients {
-            weighting: Weighting::Given,
-            weights: B::view(&weights, rows),
-            log_q: None,
-            scale: 0.0,
-            dropout: None,
-        };
+        let coefficients = Coefficients::given(B::view(&weights, rows));
         model.gradient(&batch, &coefficients, B::view_mut(&mut log_model, rows))?;
         last[2] = lap(&mut host, &log_model)?;
     }

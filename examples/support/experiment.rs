@@ -15,11 +15,11 @@ use ebm_dpg::observe::{Alarms, JsonLines, Observer, TensorBoard};
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space};
-use ebm_dpg::tune::{self, Evaluation, Source, Target, TuneData, TuneOptions, Tuned};
+use ebm_dpg::tune::{self, Evaluation, KlControl, Source, Target, TuneData, TuneOptions, Tuned};
 use ebm_dpg::weights::Estimate;
 use ebm_dpg::{Error, Result};
 
-use super::options::{self, Common, Init, Method, Moments, Proposal, Swap};
+use super::options::{self, Baseline, Common, Init, Method, Moments, Proposal, Swap};
 use super::plot::{Chart, Panel, Reference, Series, draw};
 use super::progress::Progress;
 use super::report::Output;
@@ -159,14 +159,21 @@ fn fit_options(common: &Common, samples: usize) -> FitOptions {
 }
 
 /// The options of the tuning.
-fn tune_options(common: &Common) -> TuneOptions {
+pub fn tune_options(common: &Common) -> TuneOptions {
     let mut options = TuneOptions::default();
     options.method = match common.method {
         Method::DpgOff => tune::Method::DpgOffPolicy,
         Method::DpgOn => tune::Method::DpgOnPolicy,
         Method::Distill => tune::Method::Distill,
+        Method::Balance => tune::Method::TrajectoryBalance,
         Method::Reinforce => tune::Method::Reinforce,
+        Method::KlControl => {
+            let control = KlControl::default();
+            tune::Method::KlControl(KlControl { beta: common.beta.unwrap_or(control.beta), ..control })
+        }
     };
+    options.divergence = common.divergence.0;
+    options.clip_weights = common.clip_weights.unwrap_or(f64::INFINITY);
     options.proposal = match common.proposal {
         Proposal::Base => Source::Base,
         Proposal::Guided => Source::Guided,
@@ -178,7 +185,11 @@ fn tune_options(common: &Common) -> TuneOptions {
         Swap::Every(n) => tune::Swap::Every(n),
         Swap::Never => tune::Swap::Never,
     };
-    options.baseline = common.baseline;
+    options.baseline = match common.baseline {
+        Baseline::None => tune::Baseline::None,
+        Baseline::Mean => tune::Baseline::Mean,
+        Baseline::LeaveOneOut => tune::Baseline::LeaveOneOut,
+    };
     options.samples = common.samples;
     options.batch = common.batch;
     options.updates = UPDATES;

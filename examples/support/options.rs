@@ -7,14 +7,15 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::error::{ContextKind, ErrorKind};
-use clap::{ArgAction, Args, Parser, ValueEnum};
+use clap::{Args, Parser, ValueEnum};
 use ebm_dpg::backend::{Device, Opened};
 use ebm_dpg::features::Feature;
+use ebm_dpg::gradient::Divergence;
 use ebm_dpg::tokens::Vocab;
 use ebm_dpg::{Error, Result};
 use serde::{Serialize, Serializer};
 
-use super::config;
+use super::{config, experiment};
 
 /// How the data of `motif` are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -60,6 +61,10 @@ pub enum Method {
     DpgOn,
     /// Maximum likelihood on exact samples of the target
     Distill,
+    /// Trajectory balance: least squares of log Z + log π − log P
+    Balance,
+    /// The reward log P/r under a KL penalty
+    KlControl,
     /// The papers' foil: the potential as a reward
     Reinforce,
 }
@@ -142,6 +147,81 @@ impl Serialize for Swap {
     }
 }
 
+/// What is held against the weights of an update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Baseline {
+    /// Nothing.
+    None,
+    /// What they are in the mean.
+    Mean,
+    /// The mean of the others.
+    LeaveOneOut,
+}
+
+impl FromStr for Baseline {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "false" => Ok(Baseline::None),
+            "true" => Ok(Baseline::Mean),
+            "leave-one-out" => Ok(Baseline::LeaveOneOut),
+            _ => Err(expected("true, false or leave-one-out", text)),
+        }
+    }
+}
+
+impl Serialize for Baseline {
+    fn serialize<S: Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
+        match self {
+            Baseline::None => to.serialize_bool(false),
+            Baseline::Mean => to.serialize_bool(true),
+            Baseline::LeaveOneOut => to.serialize_str("leave-one-out"),
+        }
+    }
+}
+
+/// The divergence that DPG descends, by name.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Descent(pub Divergence);
+
+/// The names of divergences without a parameter.
+const DIVERGENCES: [(&str, Divergence); 6] = [
+    ("kl", Divergence::ForwardKl),
+    ("reverse-kl", Divergence::ReverseKl),
+    ("tv", Divergence::TotalVariation),
+    ("js", Divergence::JensenShannon),
+    ("chi2", Divergence::ForwardChiSquare),
+    ("reverse-chi2", Divergence::ReverseChiSquare),
+];
+
+impl FromStr for Descent {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let named = DIVERGENCES.iter().find(|(name, _)| *name == text).map(|&(_, divergence)| divergence);
+        let alpha = || text.strip_prefix("alpha:")?.parse().ok().filter(|x: &f64| x.is_finite() && *x != 1.0);
+        let names = "kl, reverse-kl, tv, js, chi2, reverse-chi2 or alpha:X with X other than 1";
+        named.or_else(|| alpha().map(Divergence::Alpha)).map(Descent).ok_or_else(|| expected(names, text))
+    }
+}
+
+impl Display for Descent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.0, DIVERGENCES.iter().find(|(_, divergence)| *divergence == self.0)) {
+            (_, Some((name, _))) => f.write_str(name),
+            (Divergence::Alpha(alpha), _) => write!(f, "alpha:{alpha}"),
+            (other, _) => write!(f, "{other:?}"),
+        }
+    }
+}
+
+impl Serialize for Descent {
+    fn serialize<S: Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
 /// Where the work is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
@@ -197,16 +277,19 @@ pub struct Common {
     /// When the policy replaces the proposal: by lower kl, tv or ce, never, or every:N updates
     #[arg(long, default_value = "kl", value_name = "RULE")]
     pub swap: Swap,
-    /// Subtract the Ẑ·π/q baseline; --baseline=false does not
-    #[arg(
-        long,
-        value_name = "BOOL",
-        action = ArgAction::Set,
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "true"
-    )]
-    pub baseline: bool,
+    /// What DPG descends: kl, reverse-kl, tv, js, chi2, reverse-chi2 or alpha:X
+    #[arg(long, default_value = "kl", value_name = "DIVERGENCE")]
+    pub divergence: Descent,
+    /// Hold a baseline against the weights, Ẑ·π/q or the mean reward; =leave-one-out (on policy) the other rows' mean,
+    /// =false none
+    #[arg(long, value_name = "BASELINE", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub baseline: Baseline,
+    /// Cut weights to so many times their mean
+    #[arg(long, value_name = "X", value_parser = positive, allow_negative_numbers = true)]
+    pub clip_weights: Option<f64>,
+    /// The penalty of KL-control; 1 where none is given
+    #[arg(long, value_name = "X", value_parser = positive, allow_negative_numbers = true)]
+    pub beta: Option<f64>,
     /// A base model saved by an earlier run, instead of training one
     #[arg(long, value_name = "FILE")]
     #[serde(serialize_with = "is_given")]
@@ -440,6 +523,10 @@ impl Common {
     fn open(&mut self, data_size: usize) -> Result<Opened> {
         // Two symbols at least, and the three special tokens.
         self.check_memory(5, data_size)?;
+        if self.beta.is_some() && self.method != Method::KlControl {
+            return Err(Error::argument("--beta", "--method kl-control", format!("--method {:?}", self.method)));
+        }
+        experiment::tune_options(self).check()?;
         let device = match self.device {
             Place::Auto => Device::auto(),
             Place::On(device) => device,

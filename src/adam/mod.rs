@@ -78,6 +78,12 @@ impl<B: Backend> AdamState<B> {
     }
 }
 
+impl Clone for AdamState<Cpu> {
+    fn clone(&self) -> Self {
+        AdamState { first: self.first.clone(), second: self.second.clone(), steps: self.steps.clone() }
+    }
+}
+
 /// The kernel of this stage.
 pub trait AdamKernel: Memory {
     /// One ascent step on `parameters` (`[N]`) along `gradient` (`[N]`), fused over all of them. `rate`, one value on the

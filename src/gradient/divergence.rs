@@ -66,6 +66,17 @@ impl Divergence {
         }
     }
 
+    /// [`Divergence::coefficient`] + shift·π/q: with c − f′(∞) for the shift, c stands in the place of f′(∞). 0 where log q
+    /// is +∞, which takes a row out.
+    pub fn shifted(self, log_pi: f64, log_p: f64, log_q: f64, shift: f64) -> f64 {
+        if log_q == f64::INFINITY {
+            return 0.0;
+        }
+        let coefficient = self.coefficient(log_pi, log_p, log_q);
+        // Without a shift π/q may be beyond all bounds.
+        if shift == 0.0 { coefficient } else { coefficient + shift * (log_pi - log_q).exp() }
+    }
+
     pub(crate) fn check(self) -> Result<()> {
         match self {
             Divergence::Alpha(alpha) if !alpha.is_finite() || alpha == 1.0 => {
@@ -75,8 +86,8 @@ impl Divergence {
         }
     }
 
-    /// Its number and parameter in `kernels/gradient.cu`.
-    pub(super) fn code(self) -> (u32, f64) {
+    /// Its number and parameter in `kernels/common/coefficient.cuh`.
+    pub(crate) fn code(self) -> (u32, f64) {
         use Divergence::*;
         match self {
             ForwardKl => (2, 0.0),

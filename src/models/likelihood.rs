@@ -1,6 +1,6 @@
 //! Maximum likelihood: how the base r is trained, with Adam, clipping and an early stop on validation data.
 
-use super::{Coefficients, Policy, Weighting};
+use super::{Coefficients, Policy};
 use crate::adam::AdamOptions;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -137,13 +137,8 @@ impl<B: Backend> Pass<B> {
             self.host_weights.fill(1.0 / count as f32);
             backend.upload(&self.host_weights[..rows.len()], &mut self.weights)?;
             let draw = Draw::new(options.seed, Purpose::Dropout).skip(first + (at * self.batch.capacity()) as u64);
-            let coefficients = Coefficients {
-                weighting: Weighting::Given,
-                weights: B::view(&self.weights, rows.len()),
-                log_q: None,
-                scale: 0.0,
-                dropout: Some(draw),
-            };
+            let weights = B::view(&self.weights, rows.len());
+            let coefficients = Coefficients { dropout: Some(draw), ..Coefficients::given(weights) };
             model.gradient(&self.batch, &coefficients, B::view_mut(&mut self.log_probs, rows.len()))?;
             model.update(&options.adam)?;
             let host = &mut self.host[..rows.len()];

@@ -9,6 +9,7 @@ use crate::adam::AdamOptions;
 use crate::backend::{Backend, Cpu, Memory};
 use crate::error::{Error, Result, expect_len};
 use crate::exact::Guide;
+use crate::gradient::Divergence;
 use crate::rng::Draw;
 use crate::tokens::{Batch, Space, Token};
 
@@ -17,6 +18,7 @@ mod logits;
 mod lstm;
 mod markov;
 mod steps;
+mod tabular;
 
 pub use likelihood::{Likelihood, LikelihoodOptions, LikelihoodProgress, fit_likelihood};
 pub use logits::{Logits, Prefixes};
@@ -24,6 +26,7 @@ pub use lstm::LstmPrefixes;
 pub use lstm::{GpuLstm, Lstm, LstmBackend, LstmShape, Precision};
 pub use markov::Markov;
 pub use steps::{MarkovPrefixes, Stepper};
+pub use tabular::Tabular;
 
 /// A model that gives the log-probability of given sequences.
 pub trait Scorer<B: Backend> {
@@ -66,14 +69,32 @@ pub trait Sampler<B: Backend>: Scorer<B> {
     fn score_guided(&mut self, guide: &Guide<B>, batch: &Batch<B>, log_q: B::ViewMut<'_, f64>) -> Result<()>;
 }
 
-/// How the coefficient a_b of Σ_b a_b ∇log π(x_b) arises from the given weight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How the coefficient a_b of Σ_b a_b ∇log π(x_b) arises. All but the first need the whole sequence's log π first.
+#[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Weighting {
     /// a_b is the given weight; rows of weight 0 are skipped, and their log π is reported as NaN.
     Given,
-    /// a_b = weight − scale·π(x_b)/q(x_b): the Ẑ·π/q baseline, needing the whole sequence's log π first.
+    /// a_b = weight − scale·π(x_b)/q(x_b): the Ẑ·π/q baseline.
     Baseline,
+    /// a_b = scale·(a + shift·π/q) with a = −(π/q)·(f′(π/p) − c), see [`Divergence::coefficient`]: the descent of an
+    /// f-divergence. As `E_q[π/q ∇log π]` = 0, the shift is a control variate that changes no expectation.
+    Divergence(Divergence),
+    /// a_b = scale·(log p − log π + shift): the descent of ½(log Z_θ + log π − log P)², trajectory balance (Malkin et al.
+    /// 2022), log Z_θ = log Ẑ − shift. x may come from any q.
+    Balance,
+}
+
+impl Weighting {
+    /// Its number and parameter in `kernels/common/coefficient.cuh`.
+    pub(crate) fn code(self) -> (u32, f64) {
+        match self {
+            Weighting::Given => (0, 0.0),
+            Weighting::Baseline => (1, 0.0),
+            Weighting::Divergence(divergence) => divergence.code(),
+            Weighting::Balance => (9, 0.0),
+        }
+    }
 }
 
 /// The coefficients of a weighted gradient.
@@ -82,37 +103,83 @@ pub struct Coefficients<'a, B: Memory> {
     pub weighting: Weighting,
     /// One weight per row, `[rows]`; a constant of the step, no gradient flows through it.
     pub weights: B::View<'a, f32>,
-    /// log q per row, `[rows]`; read by [`Weighting::Baseline`] only.
+    /// log q per row, `[rows]`; +∞ takes a row out. Read by [`Weighting::Baseline`] and [`Weighting::Divergence`].
     pub log_q: Option<B::View<'a, f64>>,
-    /// The factor of π/q; read by [`Weighting::Baseline`] only.
+    /// log p = log P − log Z per row, `[rows]`; +∞ takes a row out of a balance. Read by [`Weighting::Divergence`] and
+    /// [`Weighting::Balance`].
+    pub log_p: Option<B::View<'a, f64>>,
+    /// The shift, one value; 0 where there is none. Read by [`Weighting::Divergence`] and [`Weighting::Balance`].
+    pub shift: Option<B::View<'a, f64>>,
+    /// The factor of π/q, of a divergence's and of a balance's coefficient.
     pub scale: f32,
     /// Where dropout masks are drawn from; `None` leaves dropout out (everywhere but in maximum likelihood).
     pub dropout: Option<Draw>,
 }
 
-impl Coefficients<'_, Cpu> {
-    /// Checks the lengths, and that no weight is NaN or infinite.
+impl<'a, B: Memory> Coefficients<'a, B> {
+    /// The weights themselves, [`Weighting::Given`].
+    pub fn given(weights: B::View<'a, f32>) -> Self {
+        let weighting = Weighting::Given;
+        Coefficients { weighting, weights, log_q: None, log_p: None, shift: None, scale: 0.0, dropout: None }
+    }
+
+    /// Checks lengths and options.
     pub(crate) fn check(&self, rows: usize, log_probs: usize) -> Result<()> {
-        expect_len("weights", rows, self.weights.len())?;
+        expect_len("weights", rows, B::view_len(&self.weights))?;
         expect_len("log-probs", rows, log_probs)?;
-        if let Some(row) = self.weights.iter().position(|weight| !weight.is_finite()) {
-            return Err(Error::not_a_number("weight", format!("row {row}: {}", self.weights[row])));
+        let needed = |what: &str, values: &Option<B::View<'_, f64>>| match values {
+            Some(values) => expect_len(what, rows, B::view_len(values)),
+            None => Err(Error::argument(what, format!("one value per row for {:?}", self.weighting), "none")),
+        };
+        if let Some(shift) = &self.shift {
+            expect_len("shift", 1, B::view_len(shift))?;
         }
-        match (self.weighting, self.log_q) {
-            (Weighting::Baseline, None) => Err(Error::argument("log q", "one value per row for a baseline", "none")),
-            (Weighting::Baseline, Some(log_q)) => expect_len("log q", rows, log_q.len()),
-            (Weighting::Given, _) => Ok(()),
+        match self.weighting {
+            Weighting::Given => Ok(()),
+            Weighting::Baseline => needed("log q", &self.log_q),
+            Weighting::Divergence(divergence) => {
+                divergence.check()?;
+                needed("log q", &self.log_q)?;
+                needed("log p", &self.log_p)
+            }
+            Weighting::Balance => needed("log p", &self.log_p),
         }
+    }
+}
+
+impl Coefficients<'_, Cpu> {
+    /// No weight is NaN or infinite.
+    pub(crate) fn check_weights(&self) -> Result<()> {
+        match self.weights.iter().position(|weight| !weight.is_finite()) {
+            Some(row) => Err(Error::not_a_number("weight", format!("row {row}: {}", self.weights[row]))),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the coefficient of row `row` is 0 whatever its log π.
+    #[inline]
+    pub(crate) fn skips(&self, row: usize) -> bool {
+        self.weighting == Weighting::Given && self.weights[row] == 0.0
     }
 
     /// a_b of row `row`, whose finished log π is `log_prob`.
     #[inline]
     pub(crate) fn of(&self, row: usize, log_prob: f64) -> f32 {
-        match (self.weighting, self.log_q) {
-            (Weighting::Baseline, Some(log_q)) => self.weights[row] - self.scale * (log_prob - log_q[row]).exp() as f32,
-            _ => self.weights[row],
+        let at = |values: Option<&[f64]>| values.map_or(0.0, |values| values[row]);
+        let (log_q, log_p) = (at(self.log_q), at(self.log_p));
+        let (shift, scale) = (self.shift.map_or(0.0, |shift| shift[0]), f64::from(self.scale));
+        match self.weighting {
+            Weighting::Given => self.weights[row],
+            Weighting::Baseline => self.weights[row] - self.scale * (log_prob - log_q).exp() as f32,
+            Weighting::Divergence(divergence) => (scale * divergence.shifted(log_prob, log_p, log_q, shift)) as f32,
+            Weighting::Balance => (scale * balance(log_prob, log_p, shift)) as f32,
         }
     }
+}
+
+/// log p − log π + shift; 0 where log p is +∞, which takes a row out.
+pub(crate) fn balance(log_pi: f64, log_p: f64, shift: f64) -> f64 {
+    if log_p == f64::INFINITY { 0.0 } else { log_p - log_pi + shift }
 }
 
 /// A trainable model.

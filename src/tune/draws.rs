@@ -68,6 +68,11 @@ impl<B: Backend> Draws<B> {
         B::view(&self.log_q, self.batch.rows)
     }
 
+    /// log r per row, on the backend.
+    pub fn log_base(&self) -> B::View<'_, f64> {
+        B::view(&self.log_base, self.batch.rows)
+    }
+
     /// log P per row, on the backend.
     pub fn log_p(&self) -> B::View<'_, f64> {
         B::view(&self.log_p, self.batch.rows)

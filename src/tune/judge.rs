@@ -33,10 +33,12 @@ pub(super) struct Comparison {
     pub outside: Option<Estimate>,
 }
 
-/// What the judge found.
+/// What the judge found; nothing where no draw has a positive weight.
+#[derive(Default)]
 pub(super) struct Verdict {
     pub kl: Option<Estimate>,
     pub kl_proposal: Option<Estimate>,
+    pub tv: Option<Estimate>,
     pub ess: f64,
     pub superior: bool,
 }
@@ -100,7 +102,7 @@ fn compare(log_p: &[f64], log_q: &[f64], log_pi: &[f64], comparison: Comparison)
             None => weights,
         },
         // Not one draw of positive weight yet: nothing can be said.
-        Err(Error::NoAnswer { .. }) => return Ok(Verdict { kl: None, kl_proposal: None, ess: 0.0, superior: false }),
+        Err(Error::NoAnswer { .. }) => return Ok(Verdict::default()),
         Err(error) => return Err(error),
     };
     let enough = weights.ess() >= MIN_ESS;
@@ -112,6 +114,7 @@ fn compare(log_p: &[f64], log_q: &[f64], log_pi: &[f64], comparison: Comparison)
     Ok(Verdict {
         kl: enough.then(|| weights.kl_to(log_pi)).transpose()?,
         kl_proposal: enough.then(|| weights.kl_to_proposal()),
+        tv: enough.then(|| weights.tv_to(log_pi)).transpose()?,
         ess: weights.ess() / log_p.len() as f64,
         superior,
     })

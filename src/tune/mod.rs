@@ -10,6 +10,7 @@ use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::exact::Guide;
 use crate::features::FeatureTable;
+use crate::gradient::Divergence;
 use crate::models::{Policy, Sampler};
 use crate::potential::Potential;
 use crate::rng::{Draw, Purpose};
@@ -19,13 +20,15 @@ use crate::weights::Estimate;
 mod draws;
 mod evaluate;
 mod judge;
+mod objective;
 mod pool;
 mod rejection;
 mod tuner;
 
 pub use draws::{Draws, Source};
 pub use evaluate::{Evaluation, evaluate};
-pub use pool::{Choice, Chosen, Ledger, NewDraws, Pool, PoolKernel};
+pub use objective::{KlControl, Method};
+pub use pool::{Baseline, Choice, Chosen, Ledger, NewDraws, Pool, PoolKernel, Unit, Worth};
 pub use rejection::Rejection;
 
 /// What the policy is trained towards: P = r·b·exp⟨λ, φ⟩, and a look-ahead that guides r towards it.
@@ -38,32 +41,6 @@ pub struct Target<'a, B: Backend, R> {
     pub potential: &'a Potential<B>,
     /// The guided proposal's look-ahead, where there is one.
     pub guide: Option<&'a Guide<B>>,
-}
-
-/// How the policy is trained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Method {
-    /// DPG, x ~ q, with the swap; draws are cached with their weights and serve several updates.
-    DpgOffPolicy,
-    /// DPG, x ~ π, weight P/π.
-    DpgOnPolicy,
-    /// Maximum likelihood on samples of p, accepted by rejection.
-    Distill,
-    /// REINFORCE on the reward R = P, the foil: it maximises `E_π[P]`, which is not to match p.
-    Reinforce,
-}
-
-impl Method {
-    /// Whether π itself proposes, so that draws serve one update only.
-    fn is_on_policy(self) -> bool {
-        matches!(self, Method::DpgOnPolicy | Method::Reinforce)
-    }
-
-    /// Whether sequences have the weight P/q.
-    fn is_dpg(self) -> bool {
-        matches!(self, Method::DpgOffPolicy | Method::DpgOnPolicy)
-    }
 }
 
 /// Data that tuning may use beside its own draws.
@@ -105,10 +82,15 @@ pub struct TuneOptions {
     pub method: Method,
     /// The proposal that off-policy DPG and distillation start from.
     pub proposal: Source,
-    /// When q ← π; read by off-policy DPG.
+    /// What DPG descends; the forward KL(p‖π) is plain DPG.
+    pub divergence: Divergence,
+    /// When q ← π; read by off-policy methods.
     pub swap: Swap,
-    /// Whether Ẑ·π/q (for REINFORCE, the mean reward) is subtracted from the weight.
-    pub baseline: bool,
+    /// What is held against the weights; distillation has none.
+    pub baseline: Baseline,
+    /// Weights (rewards) above so many times their mean are cut to it; infinite for none. The policy is then trained
+    /// towards another distribution, whose TV from p is at most [`Record::clipped`].
+    pub clip_weights: f64,
     /// Sequences to draw for training: the budget, rounded up to whole batches.
     pub samples: usize,
     /// Sequences per draw and per update.
@@ -137,8 +119,10 @@ impl Default for TuneOptions {
         TuneOptions {
             method: Method::DpgOffPolicy,
             proposal: Source::Guided,
+            divergence: Divergence::ForwardKl,
             swap: Swap::Kl,
-            baseline: false,
+            baseline: Baseline::None,
+            clip_weights: f64::INFINITY,
             samples: 20_000,
             batch: 500,
             updates: 4,
@@ -155,9 +139,10 @@ impl Default for TuneOptions {
 
 impl TuneOptions {
     /// # Errors
-    /// A count of zero, a bad optimiser, a swap interval of zero.
+    /// A count of zero, a bad optimiser, a swap interval of zero, an objective whose parts do not go together.
     pub fn check(&self) -> Result<()> {
         self.adam.check()?;
+        objective::Objective::new(self)?;
         let counts = [
             ("training samples", self.samples),
             ("batch", self.batch),
@@ -204,12 +189,18 @@ pub struct Record {
     pub kl: Option<Estimate>,
     /// KL(p‖q) likewise.
     pub kl_proposal: Option<Estimate>,
+    /// TV(p, π) likewise.
+    pub tv: Option<Estimate>,
     /// Effective sample size of the proposal's weights, as a share of the sample.
     pub ess: f64,
     /// E_π φ per feature.
     pub moments: Vec<Estimate>,
     /// log Ẑ over all draws so far.
     pub log_z: f64,
+    /// Its standard error.
+    pub log_z_error: f64,
+    /// The share of all weight that clipping takes away: a bound of the TV between p and what is trained towards.
+    pub clipped: f64,
     /// Swaps before this evaluation.
     pub swaps: usize,
 }

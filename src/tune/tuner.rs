@@ -1,13 +1,14 @@
 //! The training loop's state and its stages.
 
 use super::judge::{Comparison, DataJudge, Judge, Verdict};
+use super::objective::Objective;
 use super::{
     Choice, Chosen, Draws, Method, NewDraws, Pool, Record, Rejection, Source, Swap, Target, TuneData, TuneOptions,
     Tuned,
 };
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::models::{Coefficients, Policy, Sampler, Weighting, check_batch};
+use crate::models::{Coefficients, Policy, Sampler, check_batch};
 use crate::rng::{Draw, Purpose};
 
 /// Everything the loop works in; made once, so that no step allocates.
@@ -19,6 +20,7 @@ pub(super) struct Tuner<'a, 'b, B: Backend, R, P> {
     proposal: Option<P>,
     source: Source,
     options: &'a TuneOptions,
+    objective: Objective,
     data: TuneData<'a, B>,
     draws: Draws<B>,
     /// log w of the draws.
@@ -62,7 +64,9 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
         check_batch(space, policy.space())?;
         let source = if options.method.is_on_policy() { Source::Policy } else { options.proposal };
         check_needs(options, source, target.guide.is_some(), &data)?;
-        let swaps = options.method == Method::DpgOffPolicy && options.swap != Swap::Never;
+        let objective = Objective::new(options)?;
+        objective.check_roles(target.potential.roles())?;
+        let swaps = options.method.is_off_policy() && options.swap != Swap::Never;
         // A batch larger than the cache would be cut to its newest part.
         let cache = if options.method.is_on_policy() { rows } else { options.cache.max(rows) };
         let extra = data.extra.filter(|_| options.method == Method::Distill);
@@ -77,6 +81,7 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
             proposal: swaps.then(|| policy.try_clone()).transpose()?,
             source,
             options,
+            objective,
             draws: Draws::new(backend, space, rows, features)?,
             log_w: backend.zeros(rows, "log-weights")?,
             pool,
@@ -136,47 +141,53 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
         self.draws.draw(self.backend, self.target, self.source, Some(policy), draw)
     }
 
-    /// Weighs the draws and puts them where updates find them: those of positive weight, with the baseline all, as π/q has
-    /// a gradient where P has none; for REINFORCE all with their rewards; for distillation those that rejection accepts.
+    /// Weighs the draws and puts them where updates find them: those of positive weight, or all where the others have a
+    /// gradient too; for REINFORCE with their rewards, for KL-control with their returns; for distillation those that
+    /// rejection accepts.
     fn keep(&mut self, draw: Draw) -> Result<()> {
         let (backend, method, rows) = (self.backend, self.options.method, self.draws.batch.rows);
         let (log_p, log_q) = (self.draws.log_p(), self.draws.log_q());
         backend.weigh(&mut self.pool, log_p, log_q, B::view_mut(&mut self.log_w, rows))?;
-        if method == Method::Reinforce {
-            backend.reward(&mut self.pool, log_p)?;
-        }
-        if method == Method::Distill {
-            backend.accept(&mut self.pool, &self.rejection, draw, B::view_mut(&mut self.log_w, rows))?;
+        match &method {
+            Method::Reinforce => backend.reward(&mut self.pool, log_p)?,
+            Method::Distill => {
+                backend.accept(&mut self.pool, &self.rejection, draw, B::view_mut(&mut self.log_w, rows))?;
+            }
+            Method::KlControl(control) => {
+                let returns = B::view_mut(&mut self.log_w, rows);
+                backend.returns(control, log_p, self.draws.log_base(), log_q, returns)?;
+            }
+            _ => {}
         }
         // R = P: the reward stands in the place of the weight. Only its size relative to the mean reward matters to Adam.
         let log_w = if method == Method::Reinforce { log_p } else { B::view(&self.log_w, rows) };
-        let all = method == Method::Reinforce || (method.is_dpg() && self.options.baseline);
-        let draws = NewDraws { batch: &self.draws.batch, log_w, log_q, all, fresh: method.is_on_policy() };
-        backend.keep(&mut self.pool, &draws)
+        let (all, fresh) = (self.objective.all, method.is_on_policy());
+        backend.keep(&mut self.pool, &NewDraws { batch: &self.draws.batch, log_w, log_q, all, fresh })
     }
 
     /// Updates π on sequences of the pool, if there are any of positive weight.
     fn train(&mut self) -> Result<()> {
         let (backend, options, rows) = (self.backend, self.options, self.chosen.rows());
-        let rewards = options.method == Method::Reinforce;
-        backend.mean(&mut self.pool, rewards)?;
-        let baseline = options.baseline && options.method.is_dpg();
-        let reward_baseline = if options.baseline && rewards { 1.0 } else { 0.0 };
+        let Objective { worth, weighting, .. } = self.objective;
+        let shifted = self.objective.shifted();
+        backend.measure(&mut self.pool, &worth)?;
         for _ in 0..if options.method.is_on_policy() { 1 } else { options.updates } {
             let draw = Draw::new(options.seed, Purpose::Shuffle);
-            let choice = Choice { uses: options.uses, draw, reward_baseline, rate: &self.rate };
+            let choice = Choice { uses: options.uses, draw, worth, rate: &self.rate };
             backend.choose(&mut self.pool, &mut self.chosen, &choice)?;
             let coefficients = Coefficients {
-                weighting: if baseline { Weighting::Baseline } else { Weighting::Given },
+                weighting,
                 weights: B::view(&self.chosen.weights, rows),
                 log_q: Some(B::view(&self.chosen.log_q, rows)),
-                // With the baseline all draws are kept, and every update has all its rows.
+                log_p: Some(B::view(&self.chosen.log_p, rows)),
+                shift: shifted.map(|_| B::view(&self.chosen.shift, 1)),
+                // Where all draws are kept, every update has all its rows.
                 scale: 1.0 / (rows as f32 * self.chosen.batch.space.longest as f32),
                 dropout: None,
             };
             self.policy.gradient(&self.chosen.batch, &coefficients, B::view_mut(&mut self.log_pi, rows))?;
             self.policy.update_at(&options.adam, B::view(&self.chosen.rate, 1))?;
-            backend.note_loss(&mut self.pool, &self.chosen, B::view(&self.log_pi, rows), reward_baseline)?;
+            backend.note_update(&mut self.pool, &self.chosen, B::view(&self.log_pi, rows), &worth, shifted)?;
         }
         Ok(())
     }
@@ -195,9 +206,12 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
             loss: ledger.mean_loss(),
             kl: verdict.kl,
             kl_proposal: verdict.kl_proposal,
+            tv: verdict.tv,
             ess: verdict.ess,
             moments: self.look.moments()?,
             log_z: ledger.log_z.value(),
+            log_z_error: ledger.log_z.estimate().standard_error,
+            clipped: ledger.cut,
             swaps: self.swaps,
         });
         if self.proposal.is_some() && (verdict.superior || self.is_superior_on_data()?) { self.swap() } else { Ok(()) }
@@ -267,7 +281,7 @@ fn check_needs<B: Backend>(options: &TuneOptions, source: Source, guide: bool, d
     if source == Source::Guided && !guide {
         return Err(Error::argument("guided proposal", "a guide in the target", "none"));
     }
-    let by_data = options.method == Method::DpgOffPolicy && options.swap == Swap::CrossEntropy;
+    let by_data = options.method.is_off_policy() && options.swap == Swap::CrossEntropy;
     if by_data && data.held_out.is_none_or(|data| data.rows == 0) {
         return Err(Error::argument("swap by cross-entropy", "held-out data", "none"));
     }
@@ -282,9 +296,10 @@ mod tests {
     use crate::models::{Lstm, LstmShape, Markov};
     use crate::potential::{Potential, Role};
     use crate::tokens::Space;
+    use crate::tune::Baseline;
 
     /// The pool's weights after one batch of 640 draws from noise; some meet the requirement.
-    fn kept(method: Method, baseline: bool) -> (Vec<f64>, usize) {
+    fn kept(method: Method, baseline: Baseline) -> (Vec<f64>, usize) {
         let space = Space::new(2, 4).unwrap();
         let set = FeatureSet::new(space).with("11", Feature::StartsWith(vec![1, 1])).unwrap();
         let (features, potential) = (set.compile(&Cpu).unwrap(), Potential::new(&Cpu, &[Role::Require(1.0)]).unwrap());
@@ -303,15 +318,15 @@ mod tests {
     #[test]
     fn rows_of_weight_zero_are_kept_for_the_baseline_only() {
         for method in [Method::DpgOffPolicy, Method::DpgOnPolicy] {
-            let (weights, positive) = kept(method, false);
+            let (weights, positive) = kept(method, Baseline::None);
             assert!(positive > 0 && positive < 640);
             assert_eq!(weights.len(), positive);
             assert!(weights.iter().all(|log_w| log_w.is_finite()));
-            assert_eq!(kept(method, true).0.len(), 640);
+            assert_eq!(kept(method, Baseline::Mean).0.len(), 640);
         }
         // The weights of distillation are 1, those of REINFORCE the rewards of all rows.
-        let (weights, positive) = kept(Method::Distill, false);
+        let (weights, positive) = kept(Method::Distill, Baseline::None);
         assert_eq!(weights, vec![0.0; positive]);
-        assert_eq!(kept(Method::Reinforce, false).0.len(), 640);
+        assert_eq!(kept(Method::Reinforce, Baseline::None).0.len(), 640);
     }
 }

@@ -289,8 +289,10 @@ kernels! {
     FeaturesGlobal = "features_global",
     /// `pool.cu`: log w of new draws, and their mean.
     PoolWeigh = "pool_weigh",
-    /// `pool.cu`: the mean that updates divide by.
-    PoolMean = "pool_mean",
+    /// `pool.cu`: returns under control by a KL divergence.
+    PoolReturns = "pool_returns",
+    /// `pool.cu`: what updates measure their weights by.
+    PoolMeasure = "pool_measure",
     /// `pool.cu`: rejection.
     PoolAccept = "pool_accept",
     /// `pool.cu`: a slot for each draw that is kept.
@@ -301,8 +303,8 @@ kernels! {
     PoolChoose = "pool_choose",
     /// `pool.cu`: the rows of an update.
     PoolGather = "pool_gather",
-    /// `pool.cu`: the loss of an update.
-    PoolLoss = "pool_loss",
+    /// `pool.cu`: the loss of an update, and what it teaches of the shift.
+    PoolNote = "pool_note",
     /// `potential.cu`: log P.
     LogPotential = "log_potential",
     /// `potential.cu`: a scorer's share of log P.

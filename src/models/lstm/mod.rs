@@ -15,7 +15,7 @@ use self::gradient::Weighted;
 use self::layout::Layout;
 use self::network::{CHUNK, Network, Samples};
 use self::workspace::Pool;
-use super::{Coefficients, Policy, Sampler, Scorer, Weighting, check_batch, check_guided, check_sample};
+use super::{Coefficients, Policy, Sampler, Scorer, check_batch, check_guided, check_sample};
 use crate::adam::{AdamKernel, AdamOptions, AdamState};
 use crate::backend::product::TILE_ROWS;
 use crate::backend::{Backend, Cpu};
@@ -259,11 +259,7 @@ impl Clone for Lstm {
         Lstm {
             shape: self.shape,
             network: self.network.clone(),
-            adam: AdamState {
-                first: self.adam.first.clone(),
-                second: self.adam.second.clone(),
-                steps: self.adam.steps.clone(),
-            },
+            adam: self.adam.clone(),
             gradient: self.gradient.clone(),
             partials: Vec::new(),
             order: Vec::new(),
@@ -323,9 +319,8 @@ impl Policy<Cpu> for Lstm {
     fn gradient(&mut self, batch: &Batch, coefficients: &Coefficients<'_, Cpu>, log_probs: &mut [f64]) -> Result<()> {
         check_batch(self.network.space, batch.space)?;
         coefficients.check(batch.rows, log_probs.len())?;
-        let weights = coefficients.weights;
-        let skips = coefficients.weighting == Weighting::Given;
-        self.sort(batch, |row| !(skips && weights[row] == 0.0));
+        coefficients.check_weights()?;
+        self.sort(batch, |row| !coefficients.skips(row));
         let chunk_rows = chunk_rows(self.order.len());
         let chunks = self.order.len().div_ceil(chunk_rows);
         let partials = chunks.min(PARTIALS);

@@ -1,9 +1,11 @@
 //! The pool on the CPU.
 
-use super::{Choice, Chosen, Ledger, NewDraws, Pool, PoolKernel};
+use super::{Baseline, Choice, Chosen, Ledger, NewDraws, Pool, PoolKernel, SHIFT_RATE, Unit, Worth};
 use crate::backend::Cpu;
 use crate::error::{Error, Result};
+use crate::models::{Weighting, balance};
 use crate::rng::{Draw, Purpose};
+use crate::tune::KlControl;
 use crate::tune::rejection::Rejection;
 use crate::weights::LogMean;
 
@@ -56,13 +58,50 @@ impl PoolKernel for Cpu {
         Ok(())
     }
 
-    fn mean(&self, pool: &mut Pool<Cpu>, rewards: bool) -> Result<()> {
+    fn returns(
+        &self,
+        control: &KlControl,
+        log_p: &[f64],
+        log_base: &[f64],
+        log_pi: &[f64],
+        returns: &mut [f64],
+    ) -> Result<()> {
+        let value = |row: usize| control.value(log_p[row], log_base[row], log_pi[row]);
+        if let Some(row) = (0..returns.len()).find(|&row| !value(row).is_finite()) {
+            return Err(Error::not_a_number("return", format!("draw {row}: {}", value(row))));
+        }
+        returns.iter_mut().enumerate().for_each(|(row, to)| *to = value(row));
+        Ok(())
+    }
+
+    fn measure(&self, pool: &mut Pool<Cpu>, worth: &Worth) -> Result<()> {
         let ledger = &mut pool.ledger[0];
-        let mut mean = if rewards { ledger.log_reward } else { LogMean::new() };
-        if !rewards {
-            mean.push(&pool.log_w[..ledger.rows as usize])?;
+        let rows = ledger.rows as usize;
+        let kept = &pool.log_w[..rows];
+        let mut mean = match worth.unit {
+            Unit::MeanReward => ledger.log_reward,
+            Unit::Partition => ledger.log_z,
+            Unit::MeanWeight | Unit::Return => LogMean::new(),
+        };
+        match worth.unit {
+            Unit::MeanWeight => mean.push(kept)?,
+            Unit::Return => mean.push(&[0.0])?,
+            Unit::MeanReward | Unit::Partition => {}
         }
         ledger.log_mean = mean.value();
+        if worth.clip < f64::INFINITY {
+            let sum = |clip: f64| kept.iter().map(|log_w| weight(*log_w, ledger.log_mean, clip)).sum::<f64>();
+            ledger.cut = 1.0 - sum(worth.clip) / sum(f64::INFINITY);
+        }
+        let alone = |log_w: &f64| worth_of(*log_w, ledger.log_mean, worth);
+        let own_mean = || kept.iter().map(alone).sum::<f64>() / rows as f64;
+        (ledger.center, ledger.factor) = match (worth.baseline, worth.unit) {
+            (Baseline::Mean, Unit::MeanReward) => (1.0, 1.0),
+            (Baseline::Mean, Unit::Return) => (own_mean(), 1.0),
+            // Of one row alone there is no other.
+            (Baseline::LeaveOneOut, _) if rows > 1 => (own_mean(), rows as f64 / (rows - 1) as f64),
+            _ => (0.0, 1.0),
+        };
         Ok(())
     }
 
@@ -77,42 +116,76 @@ impl PoolKernel for Cpu {
         chosen.rate[0] = if goes_on { choice.rate[0] } else { 0.0 };
         let count = ledger.chosen as usize;
         shuffle(ledger, &mut pool.order, choice.draw, &mut chosen.slots[..count]);
+        chosen.shift[0] = ledger.shift;
         let scale = scale(count, chosen.batch.space.longest);
         for row in 0..count {
             let slot = chosen.slots[row] as usize;
             chosen.batch.set(row, pool.batch.sequence(slot));
-            let weight = (pool.log_w[slot] - ledger.log_mean).exp() as f32;
-            chosen.weights[row] = (weight - choice.reward_baseline) * scale;
+            let weight = worth_of(pool.log_w[slot], ledger.log_mean, &choice.worth) as f32;
+            chosen.weights[row] = (weight - ledger.center as f32) * ledger.factor as f32 * scale;
             chosen.log_q[row] = pool.log_q[slot];
+            chosen.log_p[row] = pool.log_w[slot] + pool.log_q[slot] - ledger.log_mean;
         }
         for row in count..rows {
             chosen.batch.set(row, &[chosen.batch.space.eos]);
-            (chosen.weights[row], chosen.log_q[row]) = (0.0, f64::INFINITY);
+            (chosen.weights[row], chosen.log_q[row], chosen.log_p[row]) = (0.0, f64::INFINITY, f64::INFINITY);
         }
         Ok(())
     }
 
-    fn note_loss(
+    fn note_update(
         &self,
         pool: &mut Pool<Cpu>,
         chosen: &Chosen<Cpu>,
         log_pi: &[f64],
-        reward_baseline: f32,
+        worth: &Worth,
+        shifted: Option<Weighting>,
     ) -> Result<()> {
         let (ledger, longest) = (&mut pool.ledger[0], chosen.batch.space.longest);
         let count = ledger.chosen as usize;
         // What the weights are short of: the loss is weighted by w alone, which is never negative.
-        let baseline = reward_baseline * scale(count, longest);
+        let (factor, short) = (ledger.factor as f32, ledger.center as f32 * scale(count, longest));
         for (weight, log_pi) in chosen.weights[..count].iter().zip(log_pi) {
-            let weight = f64::from(weight + baseline);
+            let weight = if worth.unit == Unit::Return { 1.0 } else { f64::from(weight / factor + short) };
             // A row of weight 0 may have been skipped, and has no log π then.
             if weight > 0.0 {
                 ledger.loss -= weight * log_pi;
                 ledger.loss_weight += weight * f64::from(longest);
             }
         }
+        if let Some(weighting) = shifted.filter(|_| count > 0) {
+            let target = balanced(weighting, &chosen.log_p[..count], &chosen.log_q[..count], log_pi);
+            let rate = if ledger.updates == 1 { 1.0 } else { SHIFT_RATE };
+            // Where π is 0 at all rows, nothing can be said.
+            ledger.shift += if target.is_finite() { rate * (target - ledger.shift) } else { 0.0 };
+        }
         Ok(())
     }
+}
+
+/// The shift that makes the coefficients of these rows 0 in the mean.
+fn balanced(weighting: Weighting, log_p: &[f64], log_q: &[f64], log_pi: &[f64]) -> f64 {
+    let (mut total, mut count) = (0.0, 0.0);
+    for (row, &log_pi) in log_pi.iter().enumerate().take(log_p.len()) {
+        if let Weighting::Divergence(divergence) = weighting {
+            total += divergence.coefficient(log_pi, log_p[row], log_q[row]);
+            count += (log_pi - log_q[row]).exp();
+        } else {
+            total += balance(log_pi, log_p[row], 0.0);
+            count += 1.0;
+        }
+    }
+    -total / count
+}
+
+/// A weight in units, cut to `clip`.
+fn weight(log_w: f64, log_mean: f64, clip: f64) -> f64 {
+    (log_w - log_mean).exp().min(clip)
+}
+
+/// What is kept of a sequence, as the weight or the return that it stands for.
+fn worth_of(kept: f64, log_mean: f64, worth: &Worth) -> f64 {
+    if worth.unit == Unit::Return { kept } else { weight(kept, log_mean, worth.clip) }
 }
 
 /// The factor of a row's weight: the gradient is per row and token.
@@ -158,6 +231,8 @@ mod tests {
     use super::*;
     use crate::tokens::{Batch, Space};
 
+    const PLAIN: Worth = Worth { unit: Unit::MeanWeight, clip: f64::INFINITY, baseline: Baseline::None };
+
     fn space() -> Space {
         Space::new(9, 2).unwrap()
     }
@@ -177,7 +252,7 @@ mod tests {
         let (batch, log_w) = numbered(symbols);
         let draws = NewDraws { batch: &batch, log_w: &log_w[..], log_q: &log_w[..], all: false, fresh: false };
         Cpu.keep(pool, &draws).unwrap();
-        Cpu.mean(pool, false).unwrap();
+        Cpu.measure(pool, &PLAIN).unwrap();
     }
 
     fn held(pool: &Pool<Cpu>) -> (Vec<u32>, Vec<f64>) {
@@ -189,7 +264,7 @@ mod tests {
     fn choose(pool: &mut Pool<Cpu>, count: usize, uses: usize) -> Vec<u32> {
         let mut chosen = Chosen::new(&Cpu, space(), count).unwrap();
         let draw = Draw::new(1, Purpose::Shuffle);
-        let choice = Choice { uses, draw, reward_baseline: 0.0, rate: &vec![1.0] };
+        let choice = Choice { uses, draw, worth: PLAIN, rate: &vec![1.0] };
         Cpu.choose(pool, &mut chosen, &choice).unwrap();
         chosen.slots[..pool.ledger[0].chosen as usize].to_vec()
     }

@@ -2,10 +2,12 @@
 
 use std::mem::offset_of;
 
-use super::{Choice, Chosen, Ledger, NewDraws, Pool, PoolKernel};
+use super::{Choice, Chosen, Ledger, NewDraws, Pool, PoolKernel, Worth};
 use crate::backend::gpu::{Argument, Gpu, GpuView, GpuViewMut, Grid, Kernel, Launcher, arguments};
 use crate::error::Result;
+use crate::models::Weighting;
 use crate::rng::{Draw, Purpose};
+use crate::tune::KlControl;
 use crate::tune::rejection::Rejection;
 
 /// The one block of the kernels that keep the books.
@@ -99,10 +101,28 @@ impl<L: Launcher> PoolKernel for Gpu<L> {
         }
     }
 
-    fn mean(&self, pool: &mut Pool<Self>, rewards: bool) -> Result<()> {
-        // pool_mean(const double* log_w, uint32_t rewards, Ledger* ledger)
+    fn returns(
+        &self,
+        control: &KlControl,
+        log_p: GpuView<'_, f64>,
+        log_base: GpuView<'_, f64>,
+        log_pi: GpuView<'_, f64>,
+        returns: GpuViewMut<'_, f64>,
+    ) -> Result<()> {
+        let rows = log_p.len();
+        // pool_returns(const double* log_p, const double* log_base, const double* log_pi, uint64_t rows, double beta,
+        //   double floor, double* returns, unsigned long long* status)
+        let (beta, floor) = (control.beta, control.floor);
+        let arguments = arguments![&log_p, &log_base, &log_pi, rows as u64, beta, floor, &returns, self.status()];
+        // SAFETY: all four views have `rows` values.
+        unsafe { self.launch(Kernel::PoolReturns, Grid { threads: 256, ..Grid::over(rows, 256) }, arguments) }
+    }
+
+    fn measure(&self, pool: &mut Pool<Self>, worth: &Worth) -> Result<()> {
+        // pool_measure(const double* log_w, uint32_t unit, double clip, uint32_t baseline, Ledger* ledger)
+        let arguments = arguments![&pool.log_w, worth.unit as u32, worth.clip, worth.baseline as u32, &pool.ledger];
         // SAFETY: the ledger counts at most the pool's slots.
-        unsafe { self.launch(Kernel::PoolMean, ONE, arguments![&pool.log_w, u32::from(rewards), &pool.ledger]) }
+        unsafe { self.launch(Kernel::PoolMeasure, ONE, arguments) }
     }
 
     fn choose(&self, pool: &mut Pool<Self>, chosen: &mut Chosen<Self>, choice: &Choice<'_, Self>) -> Result<()> {
@@ -126,8 +146,8 @@ impl<L: Launcher> PoolKernel for Gpu<L> {
             self.launch(Kernel::PoolChoose, ONE, arguments)?;
             // pool_gather(uint32_t* tokens, uint32_t* lengths, const double* log_w, const double* log_q,
             //   const uint32_t* chosen, uint64_t rows, uint32_t longest, uint32_t eos, uint32_t pad,
-            //   float reward_baseline, const Ledger* ledger, uint32_t* to_tokens, uint32_t* to_lengths, float* weights,
-            //   double* to_log_q)
+            //   uint32_t unit, double clip, const Ledger* ledger, uint32_t* to_tokens, uint32_t* to_lengths, float* weights,
+            //   double* to_log_q, double* to_log_p, double* shift)
             let arguments = arguments![
                 &pool.batch.tokens,
                 &pool.batch.lengths,
@@ -138,28 +158,36 @@ impl<L: Launcher> PoolKernel for Gpu<L> {
                 space.longest,
                 space.eos,
                 space.pad,
-                choice.reward_baseline,
+                choice.worth.unit as u32,
+                choice.worth.clip,
                 &pool.ledger,
                 &chosen.batch.tokens,
                 &chosen.batch.lengths,
                 &chosen.weights,
                 &chosen.log_q,
+                &chosen.log_p,
+                &chosen.shift,
             ];
             self.launch(Kernel::PoolGather, warps(chosen.rows()), arguments)
         }
     }
 
-    fn note_loss(
+    fn note_update(
         &self,
         pool: &mut Pool<Self>,
         chosen: &Chosen<Self>,
         log_pi: GpuView<'_, f64>,
-        reward_baseline: f32,
+        worth: &Worth,
+        shifted: Option<Weighting>,
     ) -> Result<()> {
-        // pool_loss(const float* weights, const double* log_pi, uint32_t longest, float reward_baseline, Ledger* ledger)
-        let arguments = arguments![&chosen.weights, &log_pi, chosen.batch.space.longest, reward_baseline, &pool.ledger];
-        // SAFETY: weights and log π have a value for each row, of which the ledger counts no more.
-        unsafe { self.launch(Kernel::PoolLoss, ONE, arguments) }
+        let (kind, alpha) = shifted.map_or((0, 0.0), Weighting::code);
+        let (longest, unit) = (chosen.batch.space.longest, worth.unit as u32);
+        // pool_note(const float* weights, const double* log_pi, const double* log_p, const double* log_q, uint32_t longest,
+        //   uint32_t unit, uint32_t kind, double alpha, Ledger* ledger)
+        let Chosen { weights, log_p, log_q, .. } = chosen;
+        let arguments = arguments![weights, &log_pi, log_p, log_q, longest, unit, kind, alpha, &pool.ledger];
+        // SAFETY: weights, log π, log p and log q have a value for each row, of which the ledger counts no more.
+        unsafe { self.launch(Kernel::PoolNote, ONE, arguments) }
     }
 }
 
@@ -171,10 +199,12 @@ fn field<L: Launcher>(pool: &Pool<Gpu<L>>, offset: usize) -> Argument<'static> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tune::pool::SHIFT_RATE;
 
     #[test]
     fn the_ledger_has_the_kernels_size() {
-        assert_eq!(size_of::<Ledger>(), 160);
-        assert_eq!(offset_of!(Ledger, next), 96);
+        assert_eq!(size_of::<Ledger>(), 192);
+        assert_eq!(offset_of!(Ledger, next), 128);
+        assert_eq!(SHIFT_RATE, 0.1);
     }
 }

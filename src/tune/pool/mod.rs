@@ -6,9 +6,11 @@
 //! How many draws are kept, which are chosen and whether there is an update at all follows from their weights. All of it
 //! is decided where the weights are: the host only reads the [`Ledger`], now and then.
 
+use super::KlControl;
 use super::rejection::Rejection;
 use crate::backend::{Backend, Element, Memory};
 use crate::error::{Error, Result};
+use crate::models::Weighting;
 use crate::rng::Draw;
 use crate::tokens::{Batch, Space};
 use crate::weights::LogMean;
@@ -26,6 +28,14 @@ pub struct Ledger {
     pub log_reward: LogMean,
     /// log of what updates divide their weights by; −∞ while there is no weight above 0.
     pub log_mean: f64,
+    /// Subtracted from each weight.
+    pub center: f64,
+    /// What each weight is multiplied by then: leaving a row out of the mean that it is held against.
+    pub factor: f64,
+    /// The share of all weight that clipping took away.
+    pub cut: f64,
+    /// The shift of coefficients that are functions of log π, learnt from the updates before.
+    pub shift: f64,
     /// Rejection's bound of log w.
     pub log_bound: f64,
     /// Σ w·(−log π) over the rows of updates.
@@ -92,10 +102,54 @@ pub struct Chosen<B: Memory> {
     pub weights: B::Buffer<f32>,
     /// log q of each row, +∞ beyond those that were chosen.
     pub log_q: B::Buffer<f64>,
+    /// log P of each row less the log of the unit, +∞ beyond those that were chosen.
+    pub log_p: B::Buffer<f64>,
+    /// The shift of the coefficients, one value.
+    pub shift: B::Buffer<f64>,
     /// The slot of each row that was chosen.
     pub slots: B::Buffer<u32>,
     /// The learning rate's factor, one value: 0 where there is to be no update.
     pub rate: B::Buffer<f32>,
+}
+
+/// What updates measure the weights of the sequences kept by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Unit {
+    /// The mean weight of those kept.
+    MeanWeight = 0,
+    /// The mean reward of all draws so far.
+    MeanReward = 1,
+    /// Ẑ over all draws so far, so that weights are p/q.
+    Partition = 2,
+    /// 1: not logarithms of weights are kept but returns, of either sign.
+    Return = 3,
+}
+
+/// What is held against the weights or returns of an update, so that less of the gradient is noise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+#[repr(u32)]
+pub enum Baseline {
+    /// Nothing.
+    None = 0,
+    /// What they are in the mean: Ẑ·π/q for importance weights (GDC++ of Korbak et al. 2022, "On reinforcement learning
+    /// and distribution matching"), the mean slope f′ for other divergences, the mean reward for rewards.
+    Mean = 1,
+    /// The mean of the update's other rows (Kool, van Hoof & Welling 2019), which biases nothing however few they are; on
+    /// policy only.
+    LeaveOneOut = 2,
+}
+
+/// How what is kept becomes the weights of an update.
+#[derive(Debug, Clone, Copy)]
+pub struct Worth {
+    /// What weights are measured by.
+    pub unit: Unit,
+    /// Weights are cut to so many units; infinite where they are not.
+    pub clip: f64,
+    /// What is subtracted from them: the mean of rewards and returns only, as a divergence shifts its coefficients instead.
+    pub baseline: Baseline,
 }
 
 /// How an update chooses its rows and makes their coefficients.
@@ -104,8 +158,8 @@ pub struct Choice<'a, B: Memory> {
     pub uses: usize,
     /// What the shuffle is drawn from.
     pub draw: Draw,
-    /// Subtracted from w / mean w.
-    pub reward_baseline: f32,
+    /// What the weights are.
+    pub worth: Worth,
     /// The learning rate's factor, one value.
     pub rate: &'a B::Buffer<f32>,
 }
@@ -143,21 +197,37 @@ pub trait PoolKernel: Memory {
     /// Keeps new draws, in order; the oldest leave where there is no room.
     fn keep(&self, pool: &mut Pool<Self>, draws: &NewDraws<'_, Self>) -> Result<()>;
 
-    /// Finds what updates divide their weights by: the mean weight of the sequences kept, or the mean reward.
-    fn mean(&self, pool: &mut Pool<Self>, rewards: bool) -> Result<()>;
+    /// The returns of new draws of the policy under control by KL(π‖r), `[rows]` each:
+    /// max(log P − log r, floor) − β·(log π − log r).
+    ///
+    /// # Errors
+    /// A return that is not finite, named by its row.
+    fn returns(
+        &self,
+        control: &KlControl,
+        log_p: Self::View<'_, f64>,
+        log_base: Self::View<'_, f64>,
+        log_pi: Self::View<'_, f64>,
+        returns: Self::ViewMut<'_, f64>,
+    ) -> Result<()>;
+
+    /// Finds what updates divide their weights by and subtract from them, and what clipping takes away.
+    fn measure(&self, pool: &mut Pool<Self>, worth: &Worth) -> Result<()>;
 
     /// Fills `chosen`, up to its capacity, with sequences of the pool without repetition; each comes up once before any
     /// comes up twice (one that takes another's slot meanwhile takes its turn too). None, and a rate of 0, where no
     /// sequence has a weight or all have been used often enough.
     fn choose(&self, pool: &mut Pool<Self>, chosen: &mut Chosen<Self>, choice: &Choice<'_, Self>) -> Result<()>;
 
-    /// The update's weighted −log π join the ledger's loss; log π is `[rows]`.
-    fn note_loss(
+    /// The update's weighted −log π join the ledger's loss; log π is `[rows]`. Where coefficients are shifted, the shift
+    /// moves to where it would have balanced those of this update: all the way at first, then a tenth of it.
+    fn note_update(
         &self,
         pool: &mut Pool<Self>,
         chosen: &Chosen<Self>,
         log_pi: Self::View<'_, f64>,
-        reward_baseline: f32,
+        worth: &Worth,
+        shifted: Option<Weighting>,
     ) -> Result<()>;
 }
 
@@ -193,7 +263,7 @@ impl<B: Backend> Pool<B> {
         }
         pool.batch.rows = capacity;
         let fixed = fixed as u64;
-        let ledger = Ledger { log_bound, next: fixed, rows: fixed, kept: fixed, ..Ledger::default() };
+        let ledger = Ledger { log_bound, factor: 1.0, next: fixed, rows: fixed, kept: fixed, ..Ledger::default() };
         backend.upload(&[ledger], &mut pool.ledger)?;
         Ok(pool)
     }
@@ -220,6 +290,9 @@ impl Ledger {
     }
 }
 
+/// How far the shift moves in one update: all the way in the first.
+const SHIFT_RATE: f64 = 0.1;
+
 impl<B: Backend> Chosen<B> {
     /// Room for updates of `rows` sequences.
     pub fn new(backend: &B, space: Space, rows: usize) -> Result<Self> {
@@ -229,6 +302,8 @@ impl<B: Backend> Chosen<B> {
             batch,
             weights: backend.zeros(rows, "step weights")?,
             log_q: backend.zeros(rows, "step log q")?,
+            log_p: backend.zeros(rows, "step log p")?,
+            shift: backend.zeros(1, "shift")?,
             slots: backend.zeros(rows, "step rows")?,
             rate: backend.zeros(1, "learning rate")?,
         })

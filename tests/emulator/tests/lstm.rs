@@ -10,6 +10,7 @@ use ebm_dpg::backend::gpu::{Gpu, Launcher, Limits};
 use ebm_dpg::backend::{Cpu, Memory};
 use ebm_dpg::exact::{Guide, LookAhead};
 use ebm_dpg::features::{Feature, FeatureSet};
+use ebm_dpg::gradient::Divergence;
 use ebm_dpg::models::{Coefficients, GpuLstm, Lstm, LstmShape, Markov, Policy, Precision, Sampler, Scorer, Weighting};
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
@@ -25,6 +26,7 @@ on_every_backend!(
     a_sequence_of_128_tokens_is_within_1e_4,
     gradients_agree_with_the_oracle_per_block,
     the_baseline_needs_the_whole_log_prob,
+    divergences_and_balances_are_those_of_the_cpu,
     samples_are_those_of_the_cpu,
     guided_samples_are_those_of_the_cpu,
     plain_samples_have_the_log_q_they_were_drawn_with,
@@ -91,10 +93,9 @@ fn gradient<L: Launcher>(
     let mut out = gpu.zeros(rows, "log-probs").unwrap();
     let coefficients = Coefficients {
         weighting: if baseline.is_some() { Weighting::Baseline } else { Weighting::Given },
-        weights: Gpu::<L>::view(&weights, rows),
         log_q: baseline.map(|_| Gpu::<L>::view(&log_q, rows)),
         scale: baseline.map_or(0.0, |(_, scale)| scale),
-        dropout: None,
+        ..Coefficients::given(Gpu::<L>::view(&weights, rows))
     };
     lstm.gradient(batch, &coefficients, Gpu::<L>::view_mut(&mut out, rows)).unwrap();
     read(gpu, &out)
@@ -273,14 +274,7 @@ mod cases {
         let (host, device) = (Batch::from_sequences(space, &sequences).unwrap(), upload(gpu, space, &sequences));
         let (weights, adam) = (vec![1.0f32; 18], AdamOptions { learning_rate: 0.01, clip: 5.0, ..Default::default() });
         for _ in 0..3 {
-            let given = Coefficients::<Cpu> {
-                weighting: Weighting::Given,
-                weights: &weights,
-                log_q: None,
-                scale: 0.0,
-                dropout: None,
-            };
-            on_cpu.gradient(&host, &given, &mut [0.0; 18]).unwrap();
+            on_cpu.gradient(&host, &Coefficients::given(&weights[..]), &mut [0.0; 18]).unwrap();
             on_cpu.update(&adam).unwrap();
             gradient(gpu, &mut on_gpu, &device, &weights, None);
             on_gpu.update(&adam).unwrap();
@@ -302,19 +296,12 @@ mod cases {
         let sequences = sequences(space, 19);
         let (host, device) = (Batch::from_sequences(space, &sequences).unwrap(), upload(gpu, space, &sequences));
         let (weights, dropout) = (vec![0.5f32; 19], Some(Draw::new(9, Purpose::Dropout).skip(40)));
-        let given =
-            Coefficients::<Cpu> { weighting: Weighting::Given, weights: &weights, log_q: None, scale: 0.0, dropout };
+        let given = Coefficients::<Cpu> { dropout, ..Coefficients::given(&weights[..]) };
         let mut want = vec![0.0; 19];
         on_cpu.gradient(&host, &given, &mut want).unwrap();
         let weights = upload_values(gpu, &weights);
         let mut out = gpu.zeros(19, "log-probs").unwrap();
-        let given = Coefficients {
-            weighting: Weighting::Given,
-            weights: Gpu::<L>::view(&weights, 19),
-            log_q: None,
-            scale: 0.0,
-            dropout,
-        };
+        let given = Coefficients { dropout, ..Coefficients::given(Gpu::<L>::view(&weights, 19)) };
         on_gpu.gradient(&device, &given, Gpu::<L>::view_mut(&mut out, 19)).unwrap();
         assert_close("log-probs", &read(gpu, &out), &want, 5e-6);
         for ((name, got), (_, _, want)) in on_gpu.gradients().unwrap().iter().zip(on_cpu.gradients()) {
@@ -360,5 +347,58 @@ mod cases {
             assert!(host[18].is_nan() && host[17].is_finite() && host[19].is_finite());
         }
         assert!(gpu.check().is_ok(), "the fault was reported once");
+    }
+
+    pub fn divergences_and_balances_are_those_of_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
+        let space = Space::new(2, 5).unwrap();
+        let mut on_cpu = Lstm::new(space, LstmShape { layers: 1, hidden: 12, dropout: 0.0 }, 7).unwrap();
+        let mut on_gpu = on_cpu.to_gpu(gpu).unwrap();
+        let sequences = sequences(space, 19);
+        let (host, device) = (Batch::from_sequences(space, &sequences).unwrap(), upload(gpu, space, &sequences));
+        let weights = vec![0.0f32; 19];
+        let mut log_q: Vec<f64> = (0..19).map(|row| -2.0 - 0.1 * f64::from(row)).collect();
+        let mut log_p: Vec<f64> = (0..19).map(|row| -1.0 - 0.2 * f64::from(row)).collect();
+        // A row that is taken out, and one outside of p's support.
+        (log_q[3], log_p[3]) = (f64::INFINITY, f64::INFINITY);
+        let mut kinds: Vec<_> = [Divergence::ForwardKl, Divergence::TotalVariation, Divergence::JensenShannon]
+            .into_iter()
+            .chain([Divergence::ForwardChiSquare, Divergence::Alpha(0.5)])
+            .map(|divergence| (Weighting::Divergence(divergence), f64::NEG_INFINITY))
+            .collect();
+        let unbounded = [Divergence::ReverseKl, Divergence::ReverseChiSquare, Divergence::Alpha(2.0)];
+        kinds.extend(unbounded.map(|divergence| (Weighting::Divergence(divergence), -1.0)));
+        kinds.push((Weighting::Balance, -1.0));
+        for (weighting, outside) in kinds {
+            log_p[5] = outside;
+            for shift in [None, Some(vec![0.5f64])] {
+                let given = Coefficients {
+                    weighting,
+                    log_q: Some(&log_q[..]),
+                    log_p: Some(&log_p[..]),
+                    shift: shift.as_deref(),
+                    scale: 0.1,
+                    ..Coefficients::<Cpu>::given(&weights[..])
+                };
+                let mut want = vec![0.0; 19];
+                on_cpu.gradient(&host, &given, &mut want).unwrap();
+                let (w, q, p) = (upload_values(gpu, &weights), upload_values(gpu, &log_q), upload_values(gpu, &log_p));
+                let shift = shift.map(|shift| upload_values(gpu, &shift));
+                let given = Coefficients {
+                    weighting,
+                    log_q: Some(Gpu::<L>::view(&q, 19)),
+                    log_p: Some(Gpu::<L>::view(&p, 19)),
+                    shift: shift.as_ref().map(|shift| Gpu::<L>::view(shift, 1)),
+                    scale: 0.1,
+                    ..Coefficients::given(Gpu::<L>::view(&w, 19))
+                };
+                let mut out = gpu.zeros(19, "log-probs").unwrap();
+                on_gpu.gradient(&device, &given, Gpu::<L>::view_mut(&mut out, 19)).unwrap();
+                assert_close("log-probs", &read(gpu, &out), &want, 5e-6);
+                for ((name, got), (_, _, want)) in on_gpu.gradients().unwrap().iter().zip(on_cpu.gradients()) {
+                    let want: Vec<f64> = want.into_iter().map(f64::from).collect();
+                    assert_block_close(&format!("{weighting:?} {name}"), got, &want, 2e-4);
+                }
+            }
+        }
     }
 }

@@ -2,9 +2,11 @@
 
 use ebm_dpg::backend::gpu::{Gpu, Launcher};
 use ebm_dpg::backend::{Backend, Cpu, Element, Memory};
+use ebm_dpg::gradient::Divergence;
+use ebm_dpg::models::Weighting;
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space};
-use ebm_dpg::tune::{Choice, Chosen, Ledger, NewDraws, Pool, PoolKernel, Rejection};
+use ebm_dpg::tune::{Baseline, Choice, Chosen, KlControl, Ledger, NewDraws, Pool, PoolKernel, Rejection, Unit, Worth};
 
 mod support;
 use support::{download, noise, on_every_backend, upload};
@@ -15,6 +17,8 @@ on_every_backend!(
     the_mean_reward_is_that_of_the_cpu,
     no_update_without_weights_and_none_too_many,
     bad_weights_are_named_and_not_kept,
+    units_baselines_and_shifts_are_those_of_the_cpu,
+    returns_are_those_of_the_cpu,
 );
 
 fn space() -> Space {
@@ -52,10 +56,22 @@ struct Use {
     fresh: bool,
     uses: usize,
     rounds: u64,
+    worth: Worth,
+    shifted: Option<Weighting>,
 }
 
-const PLAIN: Use =
-    Use { capacity: 64, rows: 40, pinned: 0, update: 16, all: false, fresh: false, uses: 1000, rounds: 3 };
+const PLAIN: Use = Use {
+    capacity: 64,
+    rows: 40,
+    pinned: 0,
+    update: 16,
+    all: false,
+    fresh: false,
+    uses: 1000,
+    rounds: 3,
+    worth: Worth { unit: Unit::MeanWeight, clip: f64::INFINITY, baseline: Baseline::None },
+    shifted: None,
+};
 
 /// What can be seen of a pool after some rounds of draws and updates.
 #[derive(Debug, Default)]
@@ -67,6 +83,8 @@ struct Seen {
     lengths: Vec<Vec<u32>>,
     weights: Vec<Vec<f32>>,
     log_q: Vec<Vec<f64>>,
+    log_p: Vec<Vec<f64>>,
+    shifts: Vec<f64>,
     rates: Vec<f32>,
 }
 
@@ -105,13 +123,14 @@ fn used<B: Backend>(backend: &B, how: Use, rejection: Option<&Rejection>) -> See
         let log_w = B::view(&log_w, rows);
         let draws = NewDraws { batch: &batch, log_w, log_q, all: how.all, fresh: how.fresh };
         backend.keep(&mut pool, &draws).unwrap();
-        backend.mean(&mut pool, false).unwrap();
+        backend.measure(&mut pool, &how.worth).unwrap();
         for _ in 0..3 {
             let draw = Draw::new(5, Purpose::Shuffle);
-            let choice = Choice { uses: how.uses, draw, reward_baseline: 0.25, rate: &rate };
+            let choice = Choice { uses: how.uses, draw, worth: how.worth, rate: &rate };
             backend.choose(&mut pool, &mut chosen, &choice).unwrap();
-            let log_pi = column(&vec![-2.5; how.update]);
-            backend.note_loss(&mut pool, &chosen, B::view(&log_pi, how.update), 0.25).unwrap();
+            let log_pi = column(&(0..how.update).map(|row| -2.5 - 0.1 * row as f64).collect::<Vec<_>>());
+            let log_pi = B::view(&log_pi, how.update);
+            backend.note_update(&mut pool, &chosen, log_pi, &how.worth, how.shifted).unwrap();
             let ledger = pool.ledger(backend).unwrap();
             seen.order.push(read(backend, &pool.order)[..ledger.rows as usize].to_vec());
             seen.chosen.push(read(backend, &chosen.slots)[..ledger.chosen as usize].to_vec());
@@ -120,6 +139,8 @@ fn used<B: Backend>(backend: &B, how: Use, rejection: Option<&Rejection>) -> See
             seen.lengths.push(read(backend, &chosen.batch.lengths));
             seen.weights.push(read(backend, &chosen.weights));
             seen.log_q.push(read(backend, &chosen.log_q));
+            seen.log_p.push(read(backend, &chosen.log_p));
+            seen.shifts.push(read(backend, &chosen.shift)[0]);
             seen.rates.push(read(backend, &chosen.rate)[0]);
         }
     }
@@ -141,6 +162,10 @@ fn assert_books(got: &Ledger, want: &Ledger) {
     assert_close("log reward", got.log_reward.value(), want.log_reward.value());
     assert_close("log mean", got.log_mean, want.log_mean);
     assert_close("log bound", got.log_bound, want.log_bound);
+    assert_close("center", got.center, want.center);
+    assert_close("factor", got.factor, want.factor);
+    assert_close("clipped", got.cut, want.cut);
+    assert_close("shift", got.shift, want.shift);
     // Weights are of single precision.
     assert!((got.loss - want.loss).abs() <= 1e-6 * want.loss.abs(), "loss: {} and {}", got.loss, want.loss);
     assert!((got.loss_weight - want.loss_weight).abs() <= 1e-6 * want.loss_weight);
@@ -158,6 +183,8 @@ mod cases {
         assert_eq!(got.log_q, want.log_q);
         assert_eq!(got.rates, want.rates);
         got.ledgers.iter().zip(&want.ledgers).for_each(|(got, want)| assert_books(got, want));
+        let columns = |seen: &Seen| seen.log_p.iter().flatten().chain(&seen.shifts).copied().collect::<Vec<_>>();
+        columns(&got).iter().zip(columns(&want)).for_each(|(&got, want)| assert_close("log p or shift", got, want));
         for (got, want) in got.weights.iter().flatten().zip(want.weights.iter().flatten()) {
             assert!((got - want).abs() <= 1e-6 * want.abs().max(1e-3), "{got} and {want}");
         }
@@ -206,7 +233,7 @@ mod cases {
                 backend.upload(&rewards, &mut buffer).unwrap();
                 backend.reward(&mut pool, B::view(&buffer, rewards.len())).unwrap();
             }
-            backend.mean(&mut pool, true).unwrap();
+            backend.measure(&mut pool, &Worth { unit: Unit::MeanReward, ..PLAIN.worth }).unwrap();
             pool.ledger(backend).unwrap()
         }
         let (got, want) = (books(gpu), books(&Cpu));
@@ -243,5 +270,43 @@ mod cases {
             let ledger = pool.ledger(gpu).unwrap();
             assert!(ledger.kept == 29 && ledger.log_z.value().is_finite());
         }
+    }
+
+    pub fn units_baselines_and_shifts_are_those_of_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
+        let fresh = Use { all: true, fresh: true, capacity: 40, update: 40, ..PLAIN };
+        let worth = |unit, clip, baseline| Worth { unit, clip, baseline };
+        let none = f64::INFINITY;
+        let seen = follows_the_cpu(gpu, Use { worth: worth(Unit::MeanWeight, 1.5, Baseline::None), ..PLAIN }, None);
+        assert!(seen.ledgers.iter().all(|ledger| ledger.cut > 0.0 && ledger.cut < 1.0));
+        follows_the_cpu(gpu, Use { worth: worth(Unit::MeanWeight, none, Baseline::LeaveOneOut), ..fresh }, None);
+        for divergence in [Divergence::JensenShannon, Divergence::Alpha(0.5), Divergence::ForwardKl] {
+            let (worth, shifted) = (worth(Unit::Partition, none, Baseline::None), Weighting::Divergence(divergence));
+            let seen = follows_the_cpu(gpu, Use { all: true, worth, shifted: Some(shifted), ..PLAIN }, None);
+            assert!(seen.shifts[0] == 0.0 && seen.shifts[1] != 0.0);
+        }
+        let worth = worth(Unit::Partition, none, Baseline::None);
+        follows_the_cpu(gpu, Use { worth, shifted: Some(Weighting::Balance), ..PLAIN }, None);
+    }
+
+    pub fn returns_are_those_of_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
+        fn returns<B: Backend>(backend: &B, log_base: &[f64]) -> Vec<f64> {
+            let (log_p, log_pi) = drawn(300, 3);
+            let [log_p, log_pi, log_base, mut out] = [&log_p, &log_pi, log_base, &vec![0.0; 300]].map(|values| {
+                let mut buffer = backend.zeros(values.len(), "column").unwrap();
+                backend.upload(values, &mut buffer).unwrap();
+                buffer
+            });
+            let view = |buffer| B::view(buffer, 300);
+            let control = KlControl { beta: 0.3, floor: -2.0 };
+            let out_view = B::view_mut(&mut out, 300);
+            backend.returns(&control, view(&log_p), view(&log_base), view(&log_pi), out_view).unwrap();
+            read(backend, &out)
+        }
+        let mut log_base: Vec<f64> = noise(9, 300).iter().map(|&v| f64::from(v) - 9.0).collect();
+        assert_eq!(returns(gpu, &log_base), returns(&Cpu, &log_base));
+        gpu.check().unwrap();
+        log_base[17] = f64::NEG_INFINITY;
+        returns(gpu, &log_base);
+        assert!(gpu.check().unwrap_err().to_string().contains("row 17"));
     }
 }

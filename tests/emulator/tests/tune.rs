@@ -12,7 +12,7 @@ use ebm_dpg::models::{Likelihood, LikelihoodOptions, Lstm, LstmBackend, LstmShap
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space, Token};
-use ebm_dpg::tune::{Evaluation, Method, Source, Swap, Target, TuneData, TuneOptions, Tuned, evaluate, tune};
+use ebm_dpg::tune::{Baseline, Evaluation, Method, Source, Swap, Target, TuneData, TuneOptions, Tuned, evaluate, tune};
 use ebm_dpg::weights::Estimate;
 
 mod support;
@@ -36,7 +36,12 @@ mod recorded_steps_are_the_steps_bit_for_bit {
     #[test]
     fn cuda() {
         let Some(gpu) = ebm_dpg_emulator::driver::first_gpu() else { return };
-        for (method, baseline) in [(Method::DpgOffPolicy, true), (Method::Distill, false), (Method::Reinforce, true)] {
+        let cases = [
+            (Method::DpgOffPolicy, Baseline::Mean),
+            (Method::Distill, Baseline::None),
+            (Method::Reinforce, Baseline::Mean),
+        ];
+        for (method, baseline) in cases {
             let mut options = options(method, baseline);
             options.samples = 512;
             let recorded = tuned(&gpu, &options);
@@ -101,7 +106,7 @@ fn guide() -> Guide {
 }
 
 /// A few batches; q ← π on the way.
-fn options(method: Method, baseline: bool) -> TuneOptions {
+fn options(method: Method, baseline: Baseline) -> TuneOptions {
     let mut options = TuneOptions::default();
     (options.method, options.baseline, options.swap) = (method, baseline, Swap::Every(3));
     (options.samples, options.batch, options.updates, options.cache) = (256, 64, 2, 128);
@@ -189,19 +194,19 @@ mod cases {
     }
 
     pub fn tuning_follows_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
-        follows_the_cpu(gpu, &options(Method::DpgOffPolicy, false));
+        follows_the_cpu(gpu, &options(Method::DpgOffPolicy, Baseline::None));
     }
 
     pub fn tuning_with_the_baseline_follows_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
-        follows_the_cpu(gpu, &options(Method::DpgOffPolicy, true));
+        follows_the_cpu(gpu, &options(Method::DpgOffPolicy, Baseline::Mean));
     }
 
     pub fn tuning_on_policy_follows_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
-        follows_the_cpu(gpu, &options(Method::DpgOnPolicy, false));
+        follows_the_cpu(gpu, &options(Method::DpgOnPolicy, Baseline::None));
     }
 
     pub fn distillation_follows_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
-        follows_the_cpu(gpu, &options(Method::Distill, false));
+        follows_the_cpu(gpu, &options(Method::Distill, Baseline::None));
     }
 
     pub fn fits_are_those_of_the_cpu<L: Launcher>(gpu: &Gpu<L>) {

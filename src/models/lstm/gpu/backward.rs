@@ -6,7 +6,7 @@ use super::forward::{self, TRAIN};
 use super::layout::{Dropout, Size, TILE};
 use super::weights::{Jobs, Kept, RUNS};
 use crate::backend::Memory;
-use crate::backend::gpu::{Argument, Gpu, GpuBuffer, GpuViewMut, Grid, Kernel, Launcher, arguments};
+use crate::backend::gpu::{Argument, Gpu, GpuBuffer, GpuView, GpuViewMut, Grid, Kernel, Launcher, arguments};
 use crate::error::{Error, Result};
 use crate::models::{Coefficients, Precision, Weighting};
 use crate::tokens::{Batch, Space};
@@ -90,17 +90,20 @@ struct Backward {
     longest: u32,
     capacity: u32,
     first_slot: u32,
-    baseline: u32,
+    kind: u32,
     order: u64,
     count: u64,
     tile_steps: u64,
     weights: u64,
     log_q: u64,
+    log_p: u64,
+    shift: u64,
     log_probs: u64,
     cell: u64,
     gates: u64,
     residual: u64,
     sums: u64,
+    alpha: f64,
     scale: f32,
     unused: u32,
     dropout: Dropout,
@@ -125,7 +128,7 @@ impl<L: Launcher> GpuLstm<L> {
             self.training =
                 Some(Training::new(&self.gpu, self.size, self.space, self.shape.dropout > 0.0, batch.rows)?);
         }
-        let all = coefficients.weighting == Weighting::Baseline;
+        let all = coefficients.weighting != Weighting::Given;
         let training = self.training.as_ref().expect("just made");
         let capacity = training.capacity;
         // SAFETY: weights and log-probs have `rows` values, the order has room for as many.
@@ -203,23 +206,28 @@ impl<L: Launcher> GpuLstm<L> {
             return Err(Error::argument("LSTM gradient on the GPU", expected, got));
         }
         let tiles = if fits(2) && slots.div_ceil(2 * TILE) >= limits.multiprocessors { 2 } else { 1 };
+        let (kind, alpha) = coefficients.weighting.code();
+        let address = |values: &Option<GpuView<'_, f64>>| values.as_ref().map_or(0, |values| values.address());
         let argument = Backward {
             packed: self.packed.address(),
             size,
             longest: self.space.longest,
             capacity: training.capacity as u32,
             first_slot: first_slot as u32,
-            baseline: (coefficients.weighting == Weighting::Baseline).into(),
+            kind,
             order: training.order.address(),
             count: training.count.address(),
             tile_steps: training.tile_steps.address(),
             weights: coefficients.weights.address(),
-            log_q: coefficients.log_q.map_or(0, |log_q| log_q.address()),
+            log_q: address(&coefficients.log_q),
+            log_p: address(&coefficients.log_p),
+            shift: address(&coefficients.shift),
             log_probs: log_probs.address(),
             cell: training.cell.address(),
             gates: training.gates.address(),
             residual: training.residual.address(),
             sums: training.thread_sums.address(),
+            alpha,
             scale: coefficients.scale,
             unused: 0,
             dropout,

@@ -13,7 +13,7 @@ use crate::backend::Memory;
 use crate::backend::gpu::{Gpu, GpuBuffer, GpuView, GpuViewMut, Grid, Kernel, Launcher, arguments};
 use crate::error::{Error, Result, expect_len};
 use crate::exact::Guide;
-use crate::models::{Coefficients, Policy, Sampler, Scorer, Weighting, check_batch, check_guided, check_sample};
+use crate::models::{Coefficients, Policy, Sampler, Scorer, check_batch, check_guided, check_sample};
 use crate::rng::Draw;
 use crate::tokens::{Batch, Space};
 
@@ -259,13 +259,7 @@ impl<L: Launcher> Policy<Gpu<L>> for GpuLstm<L> {
         log_probs: GpuViewMut<'_, f64>,
     ) -> Result<()> {
         check_batch(self.space, batch.space)?;
-        expect_len("weights", batch.rows, coefficients.weights.len())?;
-        expect_len("log-probs", batch.rows, log_probs.len())?;
-        match (coefficients.weighting, coefficients.log_q) {
-            (Weighting::Baseline, None) => return Err(Error::argument("log q", "one value per row", "none")),
-            (Weighting::Baseline, Some(log_q)) => expect_len("log q", batch.rows, log_q.len())?,
-            (Weighting::Given, _) => {}
-        }
+        coefficients.check(batch.rows, log_probs.len())?;
         if batch.rows == 0 {
             self.gradient = self.gpu.zeros(self.size.parameters(), "LSTM gradient")?;
             return Ok(());
