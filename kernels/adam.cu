@@ -31,11 +31,17 @@ adam_norm(const float* gradient, uint64_t len, double* partials, float learning_
                        float(1 / sqrt(correction(beta2, now))));
 }
 
+// src/adam/mod.rs: of the gradients since they were last read.
+struct GradientNorms {
+  double sum, squares;
+  uint64_t count;
+};
+
 // One step for parameters[len] along gradient[len]; first and second are the moments. Any grid.
 extern "C" __global__ void __launch_bounds__(256)
 adam_step(const float* gradient, float* parameters, float* first, float* second, uint64_t len, const double* partials,
           uint32_t partial_count, float clip, float beta1, float beta2, float epsilon, const float2* scale,
-          unsigned long long* status) {
+          GradientNorms* norms, unsigned long long* status) {
   const float rate = scale->x, inverse_root2 = scale->y;
   if (inverse_root2 == 0) return;
   SHARED(double, total, [1]);
@@ -51,6 +57,8 @@ adam_step(const float* gradient, float* parameters, float* first, float* second,
     if (blockIdx.x == 0 && threadIdx.x == 0) note_fault(status, 0, kBadGradient);
     return;
   }
+  if (blockIdx.x == 0 && threadIdx.x == 0)
+    *norms = {norms->sum + norm, norms->squares + dev::mul_rn(norm, norm), norms->count + 1};
   const float shrink = norm > double(clip) ? float(double(clip) / norm) : 1.0f;
   const uint64_t stride = uint64_t(gridDim.x) * blockDim.x;
   for (uint64_t at = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x; at < len; at += stride) {

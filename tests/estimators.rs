@@ -435,3 +435,52 @@ fn log_mean_hazards() {
     mean.push(&[700.0, -700.0]).unwrap();
     assert!((mean.value() - (700.0 - 4f64.ln())).abs() < 1e-12);
 }
+
+// Bounds
+
+/// Exact samples of p: draws of q accepted with probability w over the largest.
+fn accepted(outcomes: &Outcomes, seed: u64, count: usize) -> Vec<usize> {
+    let weight = |k: usize| outcomes.p[k] / outcomes.q[k];
+    let largest = (0..outcomes.q.len()).map(weight).fold(0.0, f64::max);
+    let coin = Draw::new(seed + 1, Purpose::User);
+    let drawn = outcomes.draw(seed, 60 * count);
+    let accepts = |(row, k): &(usize, usize)| f64::from(coin.uniform(*row as u64, 0)) * largest < weight(*k);
+    let accepted: Vec<usize> = drawn.into_iter().enumerate().filter(accepts).map(|(_, k)| k).take(count).collect();
+    assert_eq!(accepted.len(), count);
+    accepted
+}
+
+#[test]
+fn bounds_hold_log_z_between_them_and_close_in() {
+    let outcomes = Outcomes::new(300, 0.8, 1e-300);
+    let rows = 20_000;
+    let (of_q, of_p) = (outcomes.rows(&outcomes.draw(5, rows)), outcomes.rows(&accepted(&outcomes, 6, rows)));
+    let log_w = |rows: &Rows| rows.log_p.iter().zip(&rows.log_q).map(|(p, q)| p - q).collect::<Vec<_>>();
+    let (of_q, of_p, log_z) = (log_w(&of_q), log_w(&of_p), outcomes.z.ln());
+    let mut gap = f64::INFINITY;
+    for group in [1, 10, 100, 1000] {
+        let LogZBounds { lower, upper } = log_z_bounds(&of_q, &of_p, group).unwrap();
+        println!("groups of {group}: {:.4} ≤ 0 ≤ {:.4}", lower.value - log_z, upper.value - log_z);
+        // A draw of weight 0 is a bound too, if none to be glad of.
+        assert!(lower.value == NONE || lower.value < log_z + 4.0 * lower.standard_error);
+        assert!(upper.value > log_z - 4.0 * upper.standard_error && upper.value.is_finite());
+        assert!(upper.value - lower.value < 0.7 * gap, "groups of {group}");
+        gap = upper.value - lower.value;
+    }
+    assert!(gap < 0.01, "{gap}");
+    assert_eq!(log_z_bounds(&of_q, &of_p, 1).unwrap().lower.value, NONE);
+}
+
+#[test]
+fn bounds_refuse_what_is_no_sample() {
+    let refused = |q: &[f64], p: &[f64], group: usize, words: &str| {
+        let error = log_z_bounds(q, p, group).unwrap_err().to_string();
+        assert!(error.contains(words) && !error.contains('\n'), "{error}");
+    };
+    refused(&[0.0], &[0.0], 0, "group");
+    refused(&[0.0], &[0.0, 0.0], 2, "group");
+    refused(&[], &[], 1, "group");
+    refused(&[f64::NAN], &[0.0], 1, "row 0");
+    refused(&[0.0], &[0.0, f64::INFINITY], 1, "row 1");
+    refused(&[0.0], &[NONE], 1, "P = 0");
+}

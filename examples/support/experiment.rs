@@ -339,7 +339,7 @@ fn draw_base(output: &mut Output, training: &Likelihood) -> Result<()> {
     draw(&output.file("base.svg"), &chart)
 }
 
-/// tuning.svg: loss, KL, ESS, and moments against the wanted ones.
+/// tuning.svg: loss, gradient, KL, TV, ESS, log Ẑ, and moments against the wanted ones.
 pub fn draw_tuning(output: &mut Output, tuned: &Tuned, names: &[String], wanted: &[f64]) -> Result<()> {
     let line = |name: &str, value: &dyn Fn(&tune::Record) -> f64| {
         Series::new(name, tuned.history.iter().map(|now| (now.samples as f64, value(now))).collect())
@@ -361,8 +361,26 @@ pub fn draw_tuning(output: &mut Output, tuned: &Tuned, names: &[String], wanted:
         x_label: "sequences drawn for training".into(),
         panels: vec![
             panel("loss, nats per token", false, vec![line("weighted −log π", &|now| now.loss)]),
+            panel(
+                "norm of the gradient",
+                true,
+                vec![Series {
+                    band: tuned.history.iter().map(|now| now.gradient_norm_deviation).collect(),
+                    ..line("mean ± deviation", &|now| now.gradient_norm)
+                }],
+            ),
             panel("KL, nats", true, vec![kl("KL(p‖π)", |now| now.kl), kl("KL(p‖q)", |now| now.kl_proposal)]),
+            panel("TV", true, vec![kl("TV(p, π)", |now| now.tv)]),
+            panel(
+                "log Ẑ, nats",
+                false,
+                vec![Series {
+                    band: tuned.history.iter().map(|now| now.log_z_error).collect(),
+                    ..line("± standard error", &|now| now.log_z)
+                }],
+            ),
             Panel { y_range: Some(0.0..1.0), ..panel("ESS of q, share", false, vec![line("ESS/N", &|now| now.ess)]) },
+            panel("swaps", false, vec![line("q ← π", &|now| now.swaps as f64)]),
             Panel {
                 y_label: "moments of π; wanted: dashed".into(),
                 y_range: Some(0.0..1.0),

@@ -31,7 +31,7 @@ impl<L: Launcher> AdamKernel for Gpu<L> {
                 self.launch(Kernel::AdamNorm, grid, arguments)?;
                 // adam_step(const float* gradient, float* parameters, float* first, float* second, uint64_t len,
                 //   const double* partials, uint32_t partial_count, float clip, float beta1, float beta2, float epsilon,
-                //   const float2* scale, unsigned long long* status)
+                //   const float2* scale, GradientNorms* norms, unsigned long long* status)
                 self.launch(
                     Kernel::Adam,
                     Grid::over(gradient.len(), 256),
@@ -48,6 +48,7 @@ impl<L: Launcher> AdamKernel for Gpu<L> {
                         beta2.into(),
                         options.epsilon.into(),
                         scale,
+                        Argument::from(&state.norms),
                         self.status(),
                     ],
                 )

@@ -1,6 +1,6 @@
 //! Adam (Kingma & Ba 2015) with clipping by global norm, as an ascent on Σ a_b log π(x_b).
 
-use crate::backend::{Backend, Cpu, Memory};
+use crate::backend::{Backend, Cpu, Element, Memory};
 use crate::error::{Error, Result};
 
 mod gpu;
@@ -65,6 +65,34 @@ pub struct AdamState<B: Memory> {
     pub second: B::Buffer<f32>,
     /// Steps taken, one value.
     pub steps: B::Buffer<u64>,
+    /// Of the gradients since they were last read, one value.
+    pub norms: B::Buffer<GradientNorms>,
+}
+
+/// The Euclidean norms of gradients, before clipping.
+#[derive(Debug, Clone, Copy, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct GradientNorms {
+    /// Their sum.
+    pub sum: f64,
+    /// The sum of their squares.
+    pub squares: f64,
+    /// Their number.
+    pub count: u64,
+}
+
+impl Element for GradientNorms {}
+
+impl GradientNorms {
+    /// The mean norm; NaN where there was no gradient.
+    pub fn mean(&self) -> f64 {
+        self.sum / self.count as f64
+    }
+
+    /// The standard deviation of the norms; NaN where there was no gradient.
+    pub fn deviation(&self) -> f64 {
+        (self.squares / self.count as f64 - self.mean().powi(2)).max(0.0).sqrt()
+    }
 }
 
 impl<B: Backend> AdamState<B> {
@@ -74,13 +102,30 @@ impl<B: Backend> AdamState<B> {
             first: backend.zeros(len, "Adam moments")?,
             second: backend.zeros(len, "Adam moments")?,
             steps: backend.zeros(1, "Adam steps")?,
+            norms: backend.zeros(1, "gradient norms")?,
         })
+    }
+
+    /// The norms since the last call; waits for the work that makes them.
+    ///
+    /// # Errors
+    /// Those of that work.
+    pub fn take_norms(&mut self, backend: &B) -> Result<GradientNorms> {
+        let mut norms = [GradientNorms::default()];
+        backend.download(&self.norms, &mut norms)?;
+        backend.upload(&[GradientNorms::default()], &mut self.norms)?;
+        Ok(norms[0])
     }
 }
 
 impl Clone for AdamState<Cpu> {
     fn clone(&self) -> Self {
-        AdamState { first: self.first.clone(), second: self.second.clone(), steps: self.steps.clone() }
+        AdamState {
+            first: self.first.clone(),
+            second: self.second.clone(),
+            steps: self.steps.clone(),
+            norms: self.norms.clone(),
+        }
     }
 }
 
@@ -127,6 +172,8 @@ impl AdamKernel for Cpu {
             return Err(Error::not_a_number("gradient", format!("global norm {norm}")));
         }
         state.steps[0] += 1;
+        let norms = &mut state.norms[0];
+        *norms = GradientNorms { sum: norms.sum + norm, squares: norms.squares + norm * norm, count: norms.count + 1 };
         let scale = if norm > f64::from(options.clip) { (f64::from(options.clip) / norm) as f32 } else { 1.0 };
         let (rate, inverse_root2) = options.corrected(state.steps[0]);
         let moments = state.first.iter_mut().zip(&mut state.second);
@@ -160,6 +207,7 @@ mod tests {
         let mut parameters = vec![0.0, 0.0];
         Cpu.adam(&options, None, &mut state, &[30.0, 40.0], &mut parameters).unwrap();
         assert!((state.first[0] - 0.06).abs() < 1e-6 && (state.first[1] - 0.08).abs() < 1e-6);
+        assert_eq!(state.norms[0], GradientNorms { sum: 50.0, squares: 2500.0, count: 1 });
         let before = parameters.clone();
         assert!(Cpu.adam(&options, None, &mut state, &[f32::NAN, 0.0], &mut parameters).is_err());
         assert_eq!((parameters, state.steps), (before, vec![1]));

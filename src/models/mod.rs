@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use crate::adam::AdamOptions;
+use crate::adam::{AdamOptions, GradientNorms};
 use crate::backend::{Backend, Cpu, Memory};
 use crate::error::{Error, Result, expect_len};
 use crate::exact::Guide;
@@ -226,6 +226,12 @@ pub trait Policy<B: Backend>: Sampler<B> + Send + Sized {
     /// # Errors
     /// Memory that cannot be had.
     fn reset_optimizer(&mut self) -> Result<()>;
+
+    /// The norms of the gradients that updates have used since the last call, before clipping.
+    ///
+    /// # Errors
+    /// Those of the work that makes them, which it waits for.
+    fn take_norms(&mut self) -> Result<GradientNorms>;
 
     /// Writes the parameters as safetensors: to a temporary file, synced, then renamed.
     fn save(&self, path: &Path) -> Result<()>;

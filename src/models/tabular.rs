@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::{
     Coefficients, Policy, Sampler, Scorer, check_batch, check_guided, check_sample, draw_token, token_log_prob,
 };
-use crate::adam::{AdamKernel, AdamOptions, AdamState};
+use crate::adam::{AdamKernel, AdamOptions, AdamState, GradientNorms};
 use crate::backend::Cpu;
 use crate::error::{Error, Result, expect_len};
 use crate::exact::Guide;
@@ -240,6 +240,10 @@ impl Policy<Cpu> for Tabular {
     fn reset_optimizer(&mut self) -> Result<()> {
         self.adam = AdamState::new(&Cpu, self.logits.len())?;
         Ok(())
+    }
+
+    fn take_norms(&mut self) -> Result<GradientNorms> {
+        self.adam.take_norms(&Cpu)
     }
 
     fn save(&self, path: &Path) -> Result<()> {

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::Observer;
 use crate::error::{Error, Result};
 use crate::tune::Record;
+use crate::weights::Estimate;
 
 /// Scalars of each evaluation for TensorBoard, over the draws made so far: `loss`, `kl/policy`, `kl/proposal`, `ess`,
 /// `log_z`, `swaps` and `moments/NAME`. What is unknown at an evaluation has no point there.
@@ -55,11 +56,13 @@ impl TensorBoard {
 
 impl Observer for TensorBoard {
     fn record(&mut self, seconds: f64, record: &Record) -> Result<()> {
-        let kl = |kl: Option<crate::weights::Estimate>| kl.map_or(f64::NAN, |kl| kl.value);
+        let of = |estimate: Option<Estimate>| estimate.map_or(f64::NAN, |estimate| estimate.value);
         let named = [
             ("loss", record.loss),
-            ("kl/policy", kl(record.kl)),
-            ("kl/proposal", kl(record.kl_proposal)),
+            ("gradient_norm", record.gradient_norm),
+            ("kl/policy", of(record.kl)),
+            ("kl/proposal", of(record.kl_proposal)),
+            ("tv/policy", of(record.tv)),
             ("ess", record.ess),
             ("log_z", record.log_z),
             ("swaps", record.swaps as f64),

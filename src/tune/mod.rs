@@ -185,6 +185,10 @@ pub struct Record {
     /// Mean of −log π per token (of the longest length) over the sequences of the last updates, each with its weight (for
     /// REINFORCE its reward); NaN where there was no update.
     pub loss: f64,
+    /// Mean norm of the gradients of those updates, before clipping, and its standard deviation; NaN where there was none.
+    pub gradient_norm: f64,
+    /// See `gradient_norm`.
+    pub gradient_norm_deviation: f64,
     /// KL(p‖π) in nats, where an independent sample of the proposal allows an estimate.
     pub kl: Option<Estimate>,
     /// KL(p‖q) likewise.

@@ -200,10 +200,13 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
         self.look.fill(self.backend, self.target, Source::Policy, Some(self.policy), draw.skip(rows))?;
         let verdict = self.judge(draw)?;
         let ledger = self.pool.take_loss(self.backend)?;
+        let norms = self.policy.take_norms()?;
         self.history.push(Record {
             samples: self.samples,
             updates: ledger.updates as usize,
             loss: ledger.mean_loss(),
+            gradient_norm: norms.mean(),
+            gradient_norm_deviation: norms.deviation(),
             kl: verdict.kl,
             kl_proposal: verdict.kl_proposal,
             tv: verdict.tv,

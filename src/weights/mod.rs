@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use crate::backend::{Backend, Cpu, Memory};
 use crate::error::{Error, Result, expect_len};
 
+mod bounds;
 mod divergences;
 mod estimate;
 mod estimates;
@@ -18,6 +19,7 @@ mod pareto;
 mod reduce;
 mod statistics;
 
+pub use bounds::{LogZBounds, log_z_bounds};
 pub use estimate::Estimate;
 pub use estimates::{ImportanceWeights, MIN_ESS, cross_entropy, cross_entropy_difference};
 pub use log_mean::LogMean;

@@ -16,7 +16,7 @@ use self::layout::Layout;
 use self::network::{CHUNK, Network, Samples};
 use self::workspace::Pool;
 use super::{Coefficients, Policy, Sampler, Scorer, check_batch, check_guided, check_sample};
-use crate::adam::{AdamKernel, AdamOptions, AdamState};
+use crate::adam::{AdamKernel, AdamOptions, AdamState, GradientNorms};
 use crate::backend::product::TILE_ROWS;
 use crate::backend::{Backend, Cpu};
 use crate::error::{Error, Result, expect_len};
@@ -378,6 +378,10 @@ impl Policy<Cpu> for Lstm {
         self.adam.second.fill(0.0);
         self.adam.steps.fill(0);
         Ok(())
+    }
+
+    fn take_norms(&mut self) -> Result<GradientNorms> {
+        self.adam.take_norms(&Cpu)
     }
 
     fn save(&self, path: &Path) -> Result<()> {

@@ -26,6 +26,9 @@ mod cases {
             let view = Gpu::<L>::view(&device_gradient, len);
             gpu.adam(&options, None, &mut on_gpu, view, Gpu::<L>::view_mut(&mut device, len)).unwrap();
         }
+        let (got, want) = (on_gpu.take_norms(gpu).unwrap(), on_cpu.take_norms(&Cpu).unwrap());
+        assert!(got.count == 3 && (got.mean() - want.mean()).abs() < 1e-12 * want.mean(), "{got:?} and {want:?}");
+        assert_eq!(on_gpu.take_norms(gpu).unwrap().count, 0);
         let mut got = vec![0.0f32; len];
         gpu.download(&device, &mut got).unwrap();
         for (at, (a, b)) in got.iter().zip(&parameters).enumerate() {

@@ -8,7 +8,7 @@ use std::path::Path;
 use self::forward::{SAMPLE, SCORE};
 use self::layout::Size;
 use super::{Lstm, LstmBackend, LstmShape};
-use crate::adam::{AdamKernel, AdamOptions, AdamState};
+use crate::adam::{AdamKernel, AdamOptions, AdamState, GradientNorms};
 use crate::backend::Memory;
 use crate::backend::gpu::{Gpu, GpuBuffer, GpuView, GpuViewMut, Grid, Kernel, Launcher, arguments};
 use crate::error::{Error, Result, expect_len};
@@ -291,12 +291,17 @@ impl<L: Launcher> Policy<Gpu<L>> for GpuLstm<L> {
         self.gpu.copy(&self.adam.first, &mut clone.adam.first)?;
         self.gpu.copy(&self.adam.second, &mut clone.adam.second)?;
         self.gpu.copy(&self.adam.steps, &mut clone.adam.steps)?;
+        self.gpu.copy(&self.adam.norms, &mut clone.adam.norms)?;
         Ok(clone)
     }
 
     fn reset_optimizer(&mut self) -> Result<()> {
         self.adam = AdamState::new(&self.gpu, self.size.parameters())?;
         Ok(())
+    }
+
+    fn take_norms(&mut self) -> Result<GradientNorms> {
+        self.adam.take_norms(&self.gpu)
     }
 
     fn save(&self, path: &Path) -> Result<()> {
