@@ -4,8 +4,10 @@ Each row is one run of the `motif` example in a folder of its own; a row whose r
 that the table can be made in pieces. The base r of a data size and seed is trained once and shared by its rows.
 
     python3 benches/published/run.py RESULTS [--workers 2] [--sizes 500 5000] [--seeds 1 2 3] [--only dpg-guided ...]
+    python3 benches/published/run.py RESULTS --objectives [--sizes 500 5000] [--only js ...]
 
-`benches/published/table.py RESULTS` draws the table from the reports.
+`--objectives`: every objective side by side at hidden 64, all from the base's parameters and towards the same P_lambda of
+finite coefficients, as some objectives cannot have a requirement. `benches/published/table.py RESULTS` draws either table.
 """
 import argparse
 import itertools
@@ -16,8 +18,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SETTING = ["--motif", "10001011111000", "--hidden", "200", "--layers", "2", "--features", "1001111",
-           "--batch", "64", "--learning-rate", "0.003"]
+MOTIF = ["--motif", "10001011111000", "--features", "1001111", "--layers", "2"]
+SETTING = [*MOTIF, "--hidden", "200", "--batch", "64", "--learning-rate", "0.003"]
+OBJECTIVES_SETTING = [*MOTIF, "--hidden", "64", "--batch", "128", "--learning-rate", "0.004"]
 METHODS = {
     "dpg-guided": ["--method", "dpg-off", "--proposal", "guided"],
     "dpg-base": ["--method", "dpg-off", "--proposal", "base"],
@@ -26,14 +29,25 @@ METHODS = {
     # With a hard constraint a fresh policy would see no reward at all: the papers' finite λ instead.
     "reinforce": ["--method", "reinforce", "--baseline", "--fit", "sgd"],
 }
+OBJECTIVES = {name: [*options, "--fit", "sgd", "--init", "base"] for name, options in {
+    "distill": ["--method", "distill"],
+    "dpg": ["--method", "dpg-off"],
+    "dpg-baseline": ["--method", "dpg-off", "--baseline"],
+    "gdc++": ["--method", "dpg-on", "--baseline"],
+    **{name: ["--method", "dpg-off", "--baseline", "--divergence", name]
+       for name in ("reverse-kl", "tv", "js", "chi2", "reverse-chi2", "alpha:0.5")},
+    "balance": ["--method", "balance"],
+    "kl-control": ["--method", "kl-control", "--baseline=leave-one-out"],
+    "reinforce": ["--method", "reinforce", "--baseline=leave-one-out"],
+}.items()}
 BASE_ONLY = ["--samples", "128"]
 
 
-def motif(out, options, threads):
+def motif(out, setting, options, threads):
     """Runs the example unless its report is there; returns whether the report is there now."""
     if not (out / "report.json").exists():
         out.mkdir(parents=True, exist_ok=True)
-        command = [os.environ.get("MOTIF", str(ROOT / "target/release/examples/motif")), *SETTING, *options]
+        command = [os.environ.get("MOTIF", str(ROOT / "target/release/examples/motif")), *setting, *options]
         env = {**os.environ, "RAYON_NUM_THREADS": str(threads)}
         with open(out / "log.txt", "w") as log:
             subprocess.run([*command, "--out", str(out)], env=env, stdout=log, stderr=subprocess.STDOUT)
@@ -42,13 +56,14 @@ def motif(out, options, threads):
     return done
 
 
-def row(results, size, seed, method, samples, threads):
+def row(results, size, seed, method, options_of, setting, samples, threads):
     """One row: the base of (size, seed) first, then the method on it. `true` needs no base."""
     out = results / f"{size}-{seed}" / method
-    options = ["--data-size", str(size), "--seed", str(seed), "--samples", str(samples), *METHODS[method]]
+    options = ["--data-size", str(size), "--seed", str(seed), "--samples", str(samples),
+               *options_of[method]]
     if method != "true":
         options += ["--base", str(results / f"{size}-{seed}" / "base" / "base.safetensors")]
-    motif(out, options, threads)
+    motif(out, setting, options, threads)
 
 
 def main():
@@ -57,19 +72,24 @@ def main():
     a.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     a.add_argument("--sizes", type=int, nargs="+", default=[500, 5000, 20000])
     a.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    a.add_argument("--only", nargs="+", choices=METHODS, default=["dpg-guided", "dpg-base", "distill"])
+    a.add_argument("--objectives", action="store_true", help="every objective at hidden 64 instead")
+    a.add_argument("--only", nargs="+", choices=[*METHODS, *OBJECTIVES])
     a.add_argument("--samples", type=int, default=32_000, help="draws of every row: equal budgets")
     o = a.parse_args()
     results = o.results.resolve()
+    methods, setting = (OBJECTIVES, OBJECTIVES_SETTING) if o.objectives else (METHODS, SETTING)
+    only = o.only or (list(OBJECTIVES) if o.objectives else ["dpg-guided", "dpg-base", "distill"])
+    if unknown := [name for name in only if name not in methods]:
+        a.error(f"--only: expected of {', '.join(methods)}, got {', '.join(unknown)}")
     if not os.environ.get("MOTIF"):
         subprocess.run(["cargo", "build", "--release", "--example", "motif"], cwd=ROOT, check=True)
     cells = list(itertools.product(o.sizes, o.seeds))
     with ThreadPoolExecutor(o.workers) as pool:
-        if o.only != ["true"]:
-            list(pool.map(lambda cell: motif(results / f"{cell[0]}-{cell[1]}" / "base", [
+        if only != ["true"]:
+            list(pool.map(lambda cell: motif(results / f"{cell[0]}-{cell[1]}" / "base", setting, [
                 "--data-size", str(cell[0]), "--seed", str(cell[1]), *BASE_ONLY], 1), cells))
-        rows = [(size, seed, method) for method in o.only for size, seed in cells]
-        list(pool.map(lambda r: row(results, *r, o.samples, 1), rows))
+        rows = [(size, seed, method) for method in only for size, seed in cells]
+        list(pool.map(lambda r: row(results, *r, methods, setting, o.samples, 1), rows))
 
 
 if __name__ == "__main__":
