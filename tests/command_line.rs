@@ -97,6 +97,14 @@ fn options_and_values_that_do_not_exist() {
         &["--device", "tpu"],
         &["--device", "cuda:x"],
         &["--baseline=yes"],
+        &["--divergence", "hellinger"],
+        &["--divergence", "alpha:1"],
+        &["--divergence", "alpha:nan"],
+        &["--clip-weights", "0"],
+        &["--beta", "0.5"],
+        &["--baseline=leave-one-out"],
+        &["--method", "reinforce", "--divergence", "js"],
+        &["--method", "kl-control", "--clip-weights", "2"],
         &["--seed", "1", "--seed", "2"],
     ];
     for words in cases {

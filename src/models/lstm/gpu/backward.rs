@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn the_argument_has_the_kernels_size() {
-        assert_eq!(size_of::<Backward>(), 160);
+        assert_eq!(size_of::<Backward>(), 184);
     }
 
     #[test]
