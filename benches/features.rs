@@ -89,7 +89,8 @@ fn on<B: Backend>(criterion: &mut Criterion, id: &str, backend: &B, rows: usize)
         check(backend, &phi, &host, &set)?;
         group.bench_function(named(kind), |bencher| bencher.iter(|| evaluate(backend, &table, &device, &mut phi)));
     }
-    let (set, compact) = (features(Feature::Contains)?, host.tokens.iter().map(|&token| token as u16).collect::<Vec<_>>());
+    let (set, compact) =
+        (features(Feature::Contains)?, host.tokens.iter().map(|&token| token as u16).collect::<Vec<_>>());
     let (table, mut tokens) = (set.compile(backend)?, backend.zeros(compact.len(), "tokens")?);
     backend.upload(&compact, &mut tokens)?;
     evaluate_compact(backend, &table, &tokens, &device.lengths, &mut phi);

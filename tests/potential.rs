@@ -105,7 +105,10 @@ fn a_product_is_drawn_from_one_factor() {
         let weights = ImportanceWeights::new(&draws.host_log_p, &draws.host_log_q).unwrap();
         let (log_z, moments) = (weights.log_z(), weights.moments(&draws.host_phi, 3).unwrap());
         assert!((log_z.value - z.ln()).abs() < 4.0 * log_z.standard_error, "{source:?}: {log_z:?}, {}", z.ln());
-        assert!((moments[1].value - moment).abs() < 4.0 * moments[1].standard_error, "{source:?}: {moments:?} {moment}");
+        assert!(
+            (moments[1].value - moment).abs() < 4.0 * moments[1].standard_error,
+            "{source:?}: {moments:?} {moment}"
+        );
     }
 }
 

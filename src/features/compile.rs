@@ -232,9 +232,7 @@ impl<'a> Compiler<'a> {
     /// product would not be one small automaton.
     fn multiply(&mut self) {
         let automata = std::mem::take(&mut self.automata);
-        let apart = |feature: &Feature| {
-            shift::fits(feature) || matches::fits(feature, &self.classes, PRODUCT_WORDS)
-        };
+        let apart = |feature: &Feature| shift::fits(feature) || matches::fits(feature, &self.classes, PRODUCT_WORDS);
         let products = self.products(automata.iter().filter(|waiting| apart(waiting.2)));
         let words =
             |(product, targets): &(Automaton, Vec<u32>)| product.states() * (self.classes.len() + targets.len());

@@ -229,7 +229,8 @@ impl<'a, T: TokenId> Lanes<'a, T> {
     }
 
     fn combined(&self, entry: &Entry, lane: usize) -> f32 {
-        let operands = self.table.slice(entry.first, entry.extent as usize).iter().map(|&target| self.get(lane, target));
+        let operands =
+            self.table.slice(entry.first, entry.extent as usize).iter().map(|&target| self.get(lane, target));
         match entry.size {
             0 => 1.0 - operands.sum::<f32>(),
             1 => operands.fold(1.0, |a, b| least(&[a, b])),
@@ -375,7 +376,8 @@ impl<'a, T: TokenId> Lanes<'a, T> {
         };
         // The first token alone may also begin an anchored pattern.
         let begin = |class: Option<u32>| {
-            let bits = class.map_or([0; W], |class| std::array::from_fn(|w| (always[w] | first[w]) & mask_of(class)[w]));
+            let bits =
+                class.map_or([0; W], |class| std::array::from_fn(|w| (always[w] | first[w]) & mask_of(class)[w]));
             (bits, bits)
         };
         for from in (0..LANES).step_by(BIT_LANES) {

@@ -54,9 +54,8 @@ pub(super) fn pack<'a>(features: impl Iterator<Item = (&'a Feature, u32)>) -> Ve
     let mut packed: Vec<Words> = Vec::new();
     for (feature, target) in features {
         let Some((pattern, anchored, at_end)) = pattern(feature) else { continue };
-        let room = |last: &Words| {
-            (0..WORDS).find(|&word| last.taken.get(word).copied().unwrap_or(0) + pattern.len() <= BITS)
-        };
+        let room =
+            |last: &Words| (0..WORDS).find(|&word| last.taken.get(word).copied().unwrap_or(0) + pattern.len() <= BITS);
         let word = packed.last().and_then(room).unwrap_or_else(|| {
             packed.push(Words::default());
             0

@@ -2,9 +2,9 @@
 
 use std::fmt::Display;
 
+use regex_automata::MatchKind;
 use regex_automata::dfa::{Automaton as _, StartKind, dense};
 use regex_automata::nfa::thompson;
-use regex_automata::MatchKind;
 use regex_automata::util::{primitives::StateID, start};
 use regex_syntax::hir::Hir;
 

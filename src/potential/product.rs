@@ -166,8 +166,11 @@ impl<'a, B: Backend, R: Sampler<B>> SampledProduct<'a, B, R> {
         sampler: (&str, &'a mut R),
         scorers: Vec<(&str, &'a mut dyn Scorer<B>)>,
     ) -> Result<Self> {
-        let (own, others): (Vec<_>, Vec<_>) =
-            formula.scores()?.into_iter().map(|(name, factor, _)| (name, factor)).partition(|(name, _)| *name == sampler.0);
+        let (own, others): (Vec<_>, Vec<_>) = formula
+            .scores()?
+            .into_iter()
+            .map(|(name, factor, _)| (name, factor))
+            .partition(|(name, _)| *name == sampler.0);
         let [(_, factor)] = own[..] else {
             let expected = format!("'{}' once in the formula", sampler.0);
             return Err(Error::argument("sampler of the potential", expected, format!("{} times", own.len())));
@@ -175,7 +178,11 @@ impl<'a, B: Backend, R: Sampler<B>> SampledProduct<'a, B, R> {
         let others = match (others.is_empty(), scorers.first()) {
             (true, None) => None,
             (true, Some((name, _))) => {
-                return Err(Error::argument("scorers of the potential", "those in the formula", format!("'{name}' too")));
+                return Err(Error::argument(
+                    "scorers of the potential",
+                    "those in the formula",
+                    format!("'{name}' too"),
+                ));
             }
             (false, _) => Some(Product::of(backend, &others, scorers)?),
         };

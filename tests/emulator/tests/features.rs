@@ -151,7 +151,11 @@ mod cases {
     pub fn words_share_an_automaton<L: Launcher>(gpu: &Gpu<L>) {
         let words = |features: usize, longest: usize| {
             (0..features).map(move |n| match n % 5 {
-                0 => Feature::AnyOf(vec![pattern(n as u64, longest.min(3)), pattern(n as u64 + 90, longest.min(5)), vec![2]]),
+                0 => Feature::AnyOf(vec![
+                    pattern(n as u64, longest.min(3)),
+                    pattern(n as u64 + 90, longest.min(5)),
+                    vec![2],
+                ]),
                 _ => Feature::Contains(pattern(n as u64 + 40, longest.min(3 + n % 7))),
             })
         };
