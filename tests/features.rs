@@ -587,20 +587,23 @@ fn bad_flags_are_errors() {
 #[ignore = "a measurement"]
 fn throughput_of_sixteen_patterns() {
     use rayon::prelude::*;
-    let (space, rows) = (Space::new(27, 128).unwrap(), 20_000_u32);
+    let (space, rows) = (Space::new(27, 128).unwrap(), 2000_u32);
     let word = |at: u32| at.wrapping_mul(2_654_435_761) >> 7;
     let sequence = |row: u32| (0..128).map(|at| word(row * 128 + at) % 27).collect::<Vec<_>>();
-    let batch = Batch::from_sequences(space, &(0..rows).map(sequence).collect::<Vec<_>>()).unwrap();
+    let batch = |n: u32| Batch::from_sequences(space, &(n..n + rows).map(sequence).collect::<Vec<_>>()).unwrap();
+    // Beyond any second-level cache together; each is done before a busy machine takes the processor away.
+    let batches: Vec<Batch> = (0..50).map(|n| batch(n * rows)).collect();
     let patterns: Vec<Vec<Token>> = (0..16).map(|i| (0..5).map(|at| word(i * 5 + at + 1) % 27).collect()).collect();
-    let best = |work: &mut dyn FnMut()| {
-        let mut time = || {
+    let best = |work: &mut dyn FnMut(&Batch)| {
+        let mut time = |batch| {
             let start = std::time::Instant::now();
-            work();
+            work(batch);
             start.elapsed().as_secs_f64()
         };
-        batch.tokens.len() as f64 / (0..100).map(|_| time()).fold(f64::INFINITY, f64::min) / 1e6
+        let best = (0..20).flat_map(|_| &batches).map(|batch| time(batch)).fold(f64::INFINITY, f64::min);
+        f64::from(rows) * 128.0 / best / 1e6
     };
-    let read = best(&mut || {
+    let read = best(&mut |batch| {
         let largest = batch.tokens.par_chunks(1 << 14).map(|part| part.iter().fold(0, |a, &b| a.max(b))).max();
         std::hint::black_box(largest);
     });
@@ -613,8 +616,8 @@ fn throughput_of_sixteen_patterns() {
             _ => !Feature::Contains(p.clone()),
         };
         let set = patterns.iter().fold(FeatureSet::new(space), |set, p| set.with("", feature(p)).unwrap());
-        let (table, mut phi) = (set.compile(&Cpu).unwrap(), vec![0.0; batch.rows * 16]);
-        let rate = best(&mut || table.evaluate(&Cpu, &batch, &mut phi).unwrap());
+        let (table, mut phi) = (set.compile(&Cpu).unwrap(), vec![0.0; rows as usize * 16]);
+        let rate = best(&mut |batch| table.evaluate(&Cpu, batch, &mut phi).unwrap());
         println!("16 patterns {name}: {rate:.0} million tokens/s\n{}", table.report());
     }
 }

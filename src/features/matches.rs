@@ -8,6 +8,9 @@ use crate::tokens::Token;
 /// The most features of one entry: their answers are the bits of a word.
 const OUTPUTS: usize = 32;
 
+/// The words of one feature, and its target.
+type Asked<'a> = (&'a [Vec<Token>], u32);
+
 /// The features of one entry, and their automaton.
 pub(super) struct Matches {
     pub automaton: AhoCorasick,
@@ -45,7 +48,7 @@ pub(super) fn pack<'a>(
     classes: &Classes,
     most: usize,
 ) -> Vec<Matches> {
-    let (mut groups, mut taken): (Vec<Vec<(&[Vec<Token>], u32)>>, usize) = (Vec::new(), 0);
+    let (mut groups, mut taken): (Vec<Vec<Asked>>, usize) = (Vec::new(), 0);
     for (feature, target) in features {
         let Some(words) = words(feature).filter(|_| fits(feature, classes, most)) else { continue };
         let room = table_words(taken + size(words), classes) <= most;
@@ -62,7 +65,7 @@ pub(super) fn pack<'a>(
 }
 
 impl Matches {
-    fn new(group: &[(&[Vec<Token>], u32)], classes: &Classes) -> Self {
+    fn new(group: &[Asked], classes: &Classes) -> Self {
         let class = |&token: &Token| classes.of()[token as usize];
         let labelled = group.iter().enumerate().flat_map(|(bit, (words, _))| words.iter().map(move |word| (word, bit)));
         let labelled = labelled.map(|(word, bit)| (word.iter().map(class), 1 << bit));
