@@ -595,12 +595,12 @@ fn throughput_of_sixteen_patterns() {
     let batches: Vec<Batch> = (0..50).map(|n| batch(n * rows)).collect();
     let patterns: Vec<Vec<Token>> = (0..16).map(|i| (0..5).map(|at| word(i * 5 + at + 1) % 27).collect()).collect();
     let best = |work: &mut dyn FnMut(&Batch)| {
-        let mut time = |batch| {
+        let time = |batch| {
             let start = std::time::Instant::now();
             work(batch);
             start.elapsed().as_secs_f64()
         };
-        let best = (0..20).flat_map(|_| &batches).map(|batch| time(batch)).fold(f64::INFINITY, f64::min);
+        let best = (0..20).flat_map(|_| &batches).map(time).fold(f64::INFINITY, f64::min);
         f64::from(rows) * 128.0 / best / 1e6
     };
     let read = best(&mut |batch| {
