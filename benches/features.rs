@@ -1,5 +1,6 @@
-//! 16 patterns over a batch of tokens in one pass: the work of `peers/features_torch.py`; the same with what is not
-//! bit-parallel; reading the tokens and nothing else; and compiling a word list over a large vocabulary.
+//! 16 patterns over a batch of tokens in one pass: the work of `peers/features_torch.py`; the same with tokens of 16 bits, as
+//! bits of machine words, and as automata of any kind; reading the tokens and nothing else; and compiling a word list over a
+//! large vocabulary.
 
 use std::time::Duration;
 
@@ -51,22 +52,52 @@ fn evaluate<B: Backend>(backend: &B, table: &FeatureTable<B>, batch: &Batch<B>, 
     backend.download(phi, &mut [0.0]).expect("waited for");
 }
 
+/// The same of tokens of 16 bits, `[rows, LENGTH]`.
+fn evaluate_compact<B: Backend>(
+    backend: &B,
+    table: &FeatureTable<B>,
+    tokens: &B::Buffer<u16>,
+    lengths: &B::Buffer<u32>,
+    phi: &mut B::Buffer<f32>,
+) {
+    let rows = B::len(lengths);
+    let (tokens, lengths) = (B::view(tokens, rows * LENGTH as usize), B::view(lengths, rows));
+    table.evaluate_compact(backend, tokens, lengths, B::view_mut(phi, rows * table.len())).expect("a pass");
+    backend.download(phi, &mut [0.0]).expect("waited for");
+}
+
+/// A pattern whose third token may be any.
+fn with_wildcard(pattern: Vec<Token>) -> Feature {
+    Feature::Motif(pattern.into_iter().enumerate().map(|(at, token)| (at != 2).then_some(token)).collect())
+}
+
 fn on<B: Backend>(criterion: &mut Criterion, id: &str, backend: &B, rows: usize) -> Result<()> {
     let host = batch(rows)?;
     let device = host.upload(backend)?;
     let mut group = criterion.benchmark_group("features_16");
     group.throughput(Throughput::Elements(rows as u64 * u64::from(LENGTH)));
     group.sampling_mode(SamplingMode::Flat).sample_size(10).measurement_time(Duration::from_secs(5));
-    // A list of one word is an automaton to the compiler.
-    let automata = |pattern: Vec<Token>| Feature::AnyOf(vec![pattern]);
-    for (kind, set) in [("", features(Feature::Contains)?), ("_automata", features(automata)?)] {
+    let named = |kind: &str| BenchmarkId::new(format!("{id}{kind}"), format!("{rows}x{LENGTH}"));
+    let mut phi = backend.zeros(rows * PATTERNS as usize, "features")?;
+    let sets = [("", features(Feature::Contains)?), ("_bits", features(with_wildcard)?)];
+    // To the compiler the absence of a word is an automaton like any other.
+    let sets = sets.into_iter().chain([("_automata", features(|pattern| !Feature::Contains(pattern))?)]);
+    for (kind, set) in sets {
         let table = set.compile(backend)?;
-        let mut phi = backend.zeros(rows * table.len(), "features")?;
+        println!("{}", set.compile(&Cpu)?.report());
         evaluate(backend, &table, &device, &mut phi);
-        check(backend, &phi, &host)?;
-        let id = BenchmarkId::new(format!("{id}{kind}"), format!("{rows}x{LENGTH}"));
-        group.bench_function(id, |bencher| bencher.iter(|| evaluate(backend, &table, &device, &mut phi)));
+        check(backend, &phi, &host, &set)?;
+        group.bench_function(named(kind), |bencher| bencher.iter(|| evaluate(backend, &table, &device, &mut phi)));
     }
+    let (set, compact) =
+        (features(Feature::Contains)?, host.tokens.iter().map(|&token| token as u16).collect::<Vec<_>>());
+    let (table, mut tokens) = (set.compile(backend)?, backend.zeros(compact.len(), "tokens")?);
+    backend.upload(&compact, &mut tokens)?;
+    evaluate_compact(backend, &table, &tokens, &device.lengths, &mut phi);
+    check(backend, &phi, &host, &set)?;
+    group.bench_function(named("_u16"), |bencher| {
+        bencher.iter(|| evaluate_compact(backend, &table, &tokens, &device.lengths, &mut phi))
+    });
     Ok(())
 }
 
@@ -101,13 +132,16 @@ fn word_list(criterion: &mut Criterion) -> Result<()> {
 }
 
 /// The first rows, searched naively.
-fn check<B: Backend>(backend: &B, phi: &B::Buffer<f32>, batch: &Batch) -> Result<()> {
+fn check<B: Backend>(backend: &B, phi: &B::Buffer<f32>, batch: &Batch, set: &FeatureSet) -> Result<()> {
     let mut got = vec![0.0; 1000 * PATTERNS as usize];
     backend.download(phi, &mut got)?;
     for row in 0..1000 {
         for (i, pattern) in patterns().enumerate() {
-            let found = batch.sequence(row).windows(pattern.len()).any(|window| window == &pattern[..]);
-            assert_eq!(got[row * PATTERNS as usize + i] == 1.0, found, "row {row}, pattern {i}");
+            let any = |at: usize| at == 2 && matches!(set.features()[i], Feature::Motif(_));
+            let fits = |window: &[Token]| (0..pattern.len()).all(|at| any(at) || window[at] == pattern[at]);
+            let found = batch.sequence(row).windows(pattern.len()).any(fits);
+            let wanted = found != matches!(set.features()[i], Feature::Not(_));
+            assert_eq!(got[row * PATTERNS as usize + i] == 1.0, wanted, "row {row}, pattern {i}");
         }
     }
     Ok(())

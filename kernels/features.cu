@@ -2,26 +2,30 @@
 //
 // A lane owns a row, a warp 32 neighbouring rows. Rows are walked one token after the other, so a lane that read its own
 // row would touch 32 cache lines per load, one per lane: 32 cycles of the L1 for 512 bytes, below the rate of the memory.
-// Instead the warp copies tiles of 32 rows x 32 tokens to shared memory, 8 lanes per row, so that each 128-byte line is
+// Instead the warp copies tiles of 32 rows x 128 bytes of tokens to shared memory, 8 lanes per row, so that each line is
 // read once and whole; two tiles per warp, the next in flight while this one is walked. A pitch of 36 words puts the
-// lanes' 16-byte reads of their own rows into different banks.
+// lanes' 16-byte reads of their own rows into different banks. Tokens have 32 or 16 bits.
 //
 // Tokens become classes once, in the tile, after the spelled automata have seen them as they are; then each entry of the
 // table is taken through the tile, its state held in registers meanwhile and between tiles in `states`, word k of a lane
-// at states[32 k + lane]. Where the table fits, it lies in shared memory whole (features_shared) or, as for large
+// at states[32 k + lane]. Words that nothing else stands beside look up their classes on the way. Where the table fits, it lies in shared memory whole (features_shared) or, as for large
 // vocabularies, but for the class map and the spelled automata (features_mapped); else all is read from global memory
 // behind the caches (features_global).
 //
-// Bytes: each token once, F floats per row. Shared-memory cycles per 32 tokens: 1 copy in, 2 + 1 for classes, then per
-// automaton, or word of bit-parallel patterns, 1 read and a look-up of about 2.5 (bank conflicts of 32 independent states).
+// Bytes: each token once, F floats per row. Shared-memory cycles per 32 tokens of 32 bits: 1 copy in, 2 + 1 for classes,
+// then per automaton, or word of bit-parallel patterns, 1 read and a look-up of about 2.5 (bank conflicts of 32 independent
+// states); of 16 bits: half of the copies and reads. kernels/README.md has the sums.
 #include "common/device.cuh"
 #include "common/status.cuh"
 
-constexpr uint32_t kTile = 32, kPitch = 36, kTileWords = 32 * kPitch, kNone = ~0u;
+constexpr uint32_t kLine = 128, kPitch = 36, kTileWords = 32 * kPitch, kNone = ~0u, kEnds = 1u << 31;
+// Entries but spelled ones walk so many tokens at a time.
+constexpr uint32_t kStretch = 32;
 
 // The words of src/features/table.rs.
 enum Kind : uint32_t {
-  kAutomaton, kLength, kSubstring, kEdit, kShift, kCount, kSpelled, kDistinct, kCustom, kCombine
+  kAutomaton, kLength, kSubstring, kEdit, kShift, kCount, kSpelled, kDistinct, kCustom, kCombine,
+  kWords
 };
 enum Operation : uint32_t { kNot, kAll, kAny, kAtLeast };
 struct Entry {
@@ -40,64 +44,97 @@ DEV_FN Entry entry_of(const Table& table, uint32_t at) {
   return {w[0], w[1], w[2], w[3], w[4], w[5], w[6]};
 }
 
-struct Tokens {
-  const uint32_t *tokens, *lengths;
+template <typename T> struct Tokens {
+  const T* tokens;
+  const uint32_t* lengths;
   uint64_t rows;
   uint32_t longest, eos;
 };
 
-// Starts the copy of tokens [start, start + 32) of 32 rows from `first` on; what does not exist is left as it is.
-DEV_FN void stage(const Tokens& batch, uint64_t first, uint32_t start, uint32_t* tile) {
+// Starts the copy of the tile of 32 rows from `first` and of 128 bytes of tokens from `start` on; what does not exist is
+// left as it is.
+template <typename T> DEV_FN void stage(const Tokens<T>& batch, uint64_t first, uint32_t start, uint32_t* tile) {
+  constexpr uint32_t kEach = 16 / sizeof(T);
   const uint32_t lane = threadIdx.x % 32;
-  if (batch.longest % 4 == 0 && reinterpret_cast<uintptr_t>(batch.tokens) % 16 == 0) {
+  if (batch.longest % kEach == 0 && reinterpret_cast<uintptr_t>(batch.tokens) % 16 == 0) {
 #pragma unroll
     for (uint32_t i = 0; i < 8; i++) {
-      const uint32_t r = 4 * i + lane / 8, t = lane % 8 * 4;
-      if (first + r < batch.rows && start + t < batch.longest)
-        dev::cp_async16(tile + r * kPitch + t, batch.tokens + (first + r) * batch.longest + start + t);
+      const uint32_t r = 4 * i + lane / 8, part = lane % 8, t = start + part * kEach;
+      if (first + r < batch.rows && t < batch.longest)
+        dev::cp_async16(tile + r * kPitch + part * 4, batch.tokens + (first + r) * batch.longest + t);
     }
-  } else if (start + lane < batch.longest) {
+  } else {
+    for (uint32_t t = lane; t < kLine / sizeof(T) && start + t < batch.longest; t += 32)
 #pragma unroll 8
-    for (uint32_t r = 0; r < 32; r++)
-      if (first + r < batch.rows) tile[r * kPitch + lane] = batch.tokens[(first + r) * batch.longest + start + lane];
+      for (uint32_t r = 0; r < 32; r++)
+        if (first + r < batch.rows)
+          reinterpret_cast<T*>(tile + r * kPitch)[t] = batch.tokens[(first + r) * batch.longest + start + t];
   }
   dev::cp_async_commit();
 }
 
-// Calls step(word) for the first `count` words of a lane's row of the tile.
-template <typename Step> DEV_FN void for_words(const uint32_t* row, uint32_t count, Step step) {
-  for (uint32_t at = 0; at < count; at += 4) {
-    const uint4 four = *reinterpret_cast<const uint4*>(row + at);
-    step(four.x);
-    if (at + 1 < count) step(four.y);
-    if (at + 2 < count) step(four.z);
-    if (at + 3 < count) step(four.w);
+// 16 bytes of tokens, or of their classes.
+template <typename T> struct Sixteen {
+  static constexpr uint32_t kEach = 16 / sizeof(T);
+  uint32_t values[kEach];
+
+  __device__ __forceinline__ void load(const T* from) {
+    const uint4 four = *reinterpret_cast<const uint4*>(from);
+    const uint32_t words[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (uint32_t i = 0; i < kEach; i++)
+      values[i] = sizeof(T) == 4 ? words[i % 4] : words[i / 2] >> (i % 2 * 16) & 0xFFFF;
+  }
+  __device__ __forceinline__ void store(T* to) const {
+    uint32_t words[4] = {};
+#pragma unroll
+    for (uint32_t i = 0; i < kEach; i++) words[i * sizeof(T) / 4] |= values[i] << (sizeof(T) == 4 ? 0 : i % 2 * 16);
+    *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
+  }
+  // Tokens become classes, all before the first is used; true where one of the first `count` is outside the vocabulary.
+  __device__ __forceinline__ bool classify(const Table& table, uint32_t count) {
+    bool bad = false;
+#pragma unroll
+    for (uint32_t i = 0; i < kEach; i++) {
+      const bool known = values[i] < table.vocab;
+      bad |= i < count && !known;
+      values[i] = known ? table.classes[values[i]] : 0;
+    }
+    return bad;
+  }
+};
+
+// Calls step(value) for the first `count` values of a lane's row of the tile.
+template <typename T, typename Step> DEV_FN void for_values(const T* row, uint32_t count, Step step) {
+  for (uint32_t at = 0; at < count; at += Sixteen<T>::kEach) {
+    Sixteen<T> sixteen;
+    sixteen.load(row + at);
+#pragma unroll
+    for (uint32_t i = 0; i < Sixteen<T>::kEach; i++)
+      if (i == 0 || at + i < count) step(sixteen.values[i]);
   }
 }
 
 // Tokens of a lane's row become classes; true where one is outside the vocabulary.
-DEV_FN bool classify(const Table& table, uint32_t* row, uint32_t count) {
+template <typename T> DEV_FN bool classify(const Table& table, T* row, uint32_t count) {
   bool bad = false;
-  const auto class_of = [&](uint32_t token, bool used) {
-    const bool known = token < table.vocab;
-    bad |= used && !known;
-    return known ? table.classes[token] : 0;
-  };
-  for (uint32_t at = 0; at < count; at += 4) {
-    uint4& four = *reinterpret_cast<uint4*>(row + at);
-    four = make_uint4(class_of(four.x, true), class_of(four.y, at + 1 < count), class_of(four.z, at + 2 < count),
-                      class_of(four.w, at + 3 < count));
+  for (uint32_t at = 0; at < count; at += Sixteen<T>::kEach) {
+    Sixteen<T> sixteen;
+    sixteen.load(row + at);
+    bad |= sixteen.classify(table, count - at);
+    sixteen.store(row + at);
   }
   return bad;
 }
 
 // The longest suffix of the text so far that is a substring of the pattern lies in states[0] and has states[32] tokens;
 // states[64] is the most so far.
-DEV_FN void walk_substring(const Table& table, const Entry& entry, const uint32_t* row, uint32_t count,
+template <typename T>
+DEV_FN void walk_substring(const Table& table, const Entry& entry, const T* row, uint32_t count,
                            uint32_t* states) {
   const uint32_t *next = table.words + entry.first, *links = table.words + entry.second, classes = width(table);
   uint32_t state = states[0], matched = states[32], longest = states[64];
-  for_words(row, count, [&](uint32_t c) {
+  for_values(row, count, [&](uint32_t c) {
     uint32_t to = next[state * classes + c];
     while (to == kNone && state != 0) {
       state = links[2 * state];
@@ -129,14 +166,15 @@ DEV_FN int edit_block(uint32_t& plus, uint32_t& minus, uint32_t equal, int carry
 
 // states: distance, smallest, then plus and minus of each block. A block is taken through the whole tile before the
 // next; what it hands down per token fits the bits of two words.
-DEV_FN void walk_edit(const Table& table, const Entry& entry, const uint32_t* row, uint32_t count, uint32_t* states) {
+template <typename T>
+DEV_FN void walk_edit(const Table& table, const Entry& entry, const T* row, uint32_t count, uint32_t* states) {
   uint32_t up = 0, down = 0;
   for (uint32_t word = 0; word < entry.extent; word++) {
     const uint32_t* masks = table.words + entry.first + word;
     const uint32_t out = word + 1 == entry.extent ? (entry.size - 1) % 32 : 31;
     uint32_t &plus_at = states[(2 + 2 * word) * 32], &minus_at = states[(3 + 2 * word) * 32];
     uint32_t plus = plus_at, minus = minus_at, bit = 0, next_up = 0, next_down = 0;
-    for_words(row, count, [&](uint32_t c) {
+    for_values(row, count, [&](uint32_t c) {
       const int carry = int(up >> bit & 1) - int(down >> bit & 1);
       const int change = edit_block(plus, minus, masks[c * entry.extent], carry, out);
       next_up |= uint32_t(change > 0) << bit, next_down |= uint32_t(change < 0) << bit;
@@ -164,8 +202,8 @@ template <uint32_t W> DEV_FN void load_words(uint32_t (&to)[W], const uint32_t* 
 }
 
 // Shift-And on W words of patterns. states: bits of each word, then what each has found so far.
-template <uint32_t W>
-DEV_FN void walk_shift(const Table& table, const Entry& entry, const uint32_t* row, uint32_t count, bool begins,
+template <uint32_t W, typename T>
+DEV_FN void walk_shift(const Table& table, const Entry& entry, const T* row, uint32_t count, bool begins,
                        uint32_t* states) {
   const uint32_t *masks = table.words + entry.first, *starts = table.words + entry.second;
   uint32_t bits[W], found[W], start[W], always[W], keep[W];
@@ -175,7 +213,7 @@ DEV_FN void walk_shift(const Table& table, const Entry& entry, const uint32_t* r
     always[w] = starts[w], keep[w] = starts[2 * W + w];
     start[w] = begins ? always[w] | starts[W + w] : always[w];
   }
-  for_words(row, count, [&](uint32_t c) {
+  for_values(row, count, [&](uint32_t c) {
     uint32_t mask[W];
     load_words(mask, masks + c * W);
 #pragma unroll
@@ -190,22 +228,58 @@ DEV_FN void walk_shift(const Table& table, const Entry& entry, const uint32_t* r
 }
 
 // states: state and count.
-DEV_FN void walk_count(const Table& table, const Entry& entry, const uint32_t* row, uint32_t count, uint32_t* states) {
+template <typename T>
+DEV_FN void walk_count(const Table& table, const Entry& entry, const T* row, uint32_t count, uint32_t* states) {
   const uint32_t* next = table.words + entry.first;
   uint32_t state = states[0], ended = states[32];
-  for_words(row, count, [&](uint32_t c) {
+  for_values(row, count, [&](uint32_t c) {
     const uint32_t to = next[state + c];
     ended += to >> 31;
-    state = to & ~(1u << 31);
+    state = to & ~kEnds;
   });
   states[0] = state, states[32] = ended;
 }
 
+// One class further in the automaton of words; where one ends, rarely, which features it belongs to.
+DEV_FN void step_words(const Table& table, const Entry& entry, uint32_t c, uint32_t& state, uint32_t& found) {
+  state = table.words[entry.first + state + c];
+  if (state & kEnds) {
+    state &= ~kEnds;
+    found |= table.words[entry.second + state / width(table)];
+  }
+}
+
+// states: state, and what was found.
+template <typename T>
+DEV_FN void walk_words(const Table& table, const Entry& entry, const T* row, uint32_t count, uint32_t* states) {
+  uint32_t state = states[0], found = states[32];
+  for_values(row, count, [&](uint32_t c) { step_words(table, entry, c, state, found); });
+  states[0] = state, states[32] = found;
+}
+
+// The same over tokens; true where one is outside the vocabulary.
+template <typename T>
+DEV_FN bool walk_words_of(const Table& table, const Entry& entry, const T* row, uint32_t count, uint32_t* states) {
+  uint32_t state = states[0], found = states[32];
+  bool bad = false;
+  for (uint32_t at = 0; at < count; at += Sixteen<T>::kEach) {
+    Sixteen<T> sixteen;
+    sixteen.load(row + at);
+    bad |= sixteen.classify(table, count - at);
+#pragma unroll
+    for (uint32_t i = 0; i < Sixteen<T>::kEach; i++)
+      if (i == 0 || at + i < count) step_words(table, entry, sixteen.values[i], state, found);
+  }
+  states[0] = state, states[32] = found;
+  return bad;
+}
+
 // An automaton over the symbols of each token; `row` holds tokens, not classes. One outside the vocabulary has none.
-DEV_FN void walk_spelled(const Table& table, const Entry& entry, const uint32_t* row, uint32_t count, uint32_t* states) {
+template <typename T>
+DEV_FN void walk_spelled(const Table& table, const Entry& entry, const T* row, uint32_t count, uint32_t* states) {
   const uint32_t *next = table.all + entry.first, *ends = table.all + entry.third, *symbols = ends + table.vocab;
   uint32_t state = states[0];
-  for_words(row, count, [&](uint32_t token) {
+  for_values(row, count, [&](uint32_t token) {
     if (token >= table.vocab) return;
     const uint32_t end = ends[token];
     for (uint32_t at = token == 0 ? 0 : ends[token - 1]; at < end; at++)
@@ -219,7 +293,8 @@ DEV_FN uint32_t state_words(const Entry& entry) {
   switch (entry.kind) {
     case kAutomaton:
     case kSpelled: return 1;
-    case kCount: return 2;
+    case kCount:
+    case kWords: return 2;
     case kSubstring: return 3;
     case kEdit: return 2 + 2 * entry.extent;
     case kShift: return 2 * entry.size;
@@ -237,8 +312,30 @@ DEV_FN void start(const Table& table, uint32_t* states) {
   }
 }
 
+// Whether the only entry that walks classes is one of words.
+DEV_FN bool only_words(const Table& table) {
+  uint32_t words = 0, others = 0;
+  for (uint32_t at = 0; at < entries(table); at++) {
+    const Entry entry = entry_of(table, at);
+    words += entry.kind == kWords;
+    others += entry.kind != kWords && entry.kind != kSpelled && state_words(entry) > 0;
+  }
+  return words == 1 && others == 0;
+}
+
+// Takes that entry through `count` tokens; true where one is outside the vocabulary.
+template <typename T> DEV_FN bool walk_only_words(const Table& table, const T* row, uint32_t count, uint32_t* states) {
+  bool bad = false;
+  for (uint32_t at = 0; at < entries(table); at++) {
+    const Entry entry = entry_of(table, at);
+    if (entry.kind == kWords) bad = walk_words_of(table, entry, row, count, states);
+    states += 32 * state_words(entry);
+  }
+  return bad;
+}
+
 // Takes the spelled automata through `count` tokens.
-DEV_FN void walk_tokens(const Table& table, const uint32_t* row, uint32_t count, uint32_t* states) {
+template <typename T> DEV_FN void walk_tokens(const Table& table, const T* row, uint32_t count, uint32_t* states) {
   for (uint32_t at = 0; at < entries(table); at++) {
     const Entry entry = entry_of(table, at);
     if (entry.kind == kSpelled) walk_spelled(table, entry, row, count, states);
@@ -246,15 +343,18 @@ DEV_FN void walk_tokens(const Table& table, const uint32_t* row, uint32_t count,
   }
 }
 
-// Takes every other entry through `count` classes, the first of the row where it `begins`.
-DEV_FN void walk(const Table& table, const uint32_t* row, uint32_t count, bool begins, uint32_t* states) {
+// Takes every other entry through `count` classes, at most 32, the first of the row where it `begins`.
+template <typename T>
+DEV_FN void walk(const Table& table, const T* row, uint32_t count, bool begins, uint32_t* states) {
   for (uint32_t at = 0; at < entries(table); at++) {
     const Entry entry = entry_of(table, at);
     if (entry.kind == kAutomaton) {  // states are stored times the number of classes
       const uint32_t* next = table.words + entry.first;
       uint32_t state = states[0];
-      for_words(row, count, [&](uint32_t c) { state = next[state + c]; });
+      for_values(row, count, [&](uint32_t c) { state = next[state + c]; });
       states[0] = state;
+    } else if (entry.kind == kWords) {
+      walk_words(table, entry, row, count, states);
     } else if (entry.kind == kShift) {
       if (entry.size == 1) walk_shift<1>(table, entry, row, count, begins, states);
       else if (entry.size == 2) walk_shift<2>(table, entry, row, count, begins, states);
@@ -271,8 +371,8 @@ DEV_FN void walk(const Table& table, const uint32_t* row, uint32_t count, bool b
 }
 
 // A finished row: its tokens, how many with and without EOS, what was given for it, and where its values go.
-struct FinishedRow {
-  const uint32_t* tokens;
+template <typename T> struct FinishedRow {
+  const T* tokens;
   uint32_t length, content, longest;
   const float* custom;
   float* out;        // [features]
@@ -284,7 +384,7 @@ struct FinishedRow {
 };
 
 // Different tokens over tokens: each is looked for among those before it.
-DEV_FN float distinct(const FinishedRow& row) {
+template <typename T> DEV_FN float distinct(const FinishedRow<T>& row) {
   uint32_t fresh = 0;
   for (uint32_t at = 0; at < row.content; at++) {
     uint32_t before = 0;
@@ -294,7 +394,7 @@ DEV_FN float distinct(const FinishedRow& row) {
   return float(fresh) / float(row.content > 0 ? row.content : 1);
 }
 
-DEV_FN float combined(const Table& table, const Entry& entry, const FinishedRow& row) {
+template <typename T> DEV_FN float combined(const Table& table, const Entry& entry, const FinishedRow<T>& row) {
   const uint32_t* operands = table.words + entry.first;
   float value = entry.size == kAll ? 1.0f : 0.0f;
   for (uint32_t k = 0; k < entry.extent; k++) {
@@ -306,7 +406,8 @@ DEV_FN float combined(const Table& table, const Entry& entry, const FinishedRow&
 }
 
 // The value of an entry that has only one and no automaton.
-DEV_FN float value_of(const Table& table, const Entry& entry, const uint32_t* states, const FinishedRow& row) {
+template <typename T>
+DEV_FN float value_of(const Table& table, const Entry& entry, const uint32_t* states, const FinishedRow<T>& row) {
   const float size = float(entry.size);
   switch (entry.kind) {
     case kLength: {
@@ -324,13 +425,15 @@ DEV_FN float value_of(const Table& table, const Entry& entry, const uint32_t* st
 }
 
 // Writes the features of a row.
-DEV_FN void finish(const Table& table, const uint32_t* states, const FinishedRow& row) {
+template <typename T> DEV_FN void finish(const Table& table, const uint32_t* states, const FinishedRow<T>& row) {
   for (uint32_t at = 0; at < entries(table); at++) {
     const Entry entry = entry_of(table, at);
     const uint32_t* targets = table.words + entry.targets;
     if (entry.kind == kAutomaton) {
       const uint32_t* values = table.words + entry.second + states[0] / width(table) * entry.extent;
       for (uint32_t k = 0; k < entry.extent; k++) row.value(targets[k]) = __uint_as_float(values[k]);
+    } else if (entry.kind == kWords) {
+      for (uint32_t k = 0; k < entry.extent; k++) row.value(targets[k]) = float(states[32] >> k & 1);
     } else if (entry.kind == kShift) {
       for (uint32_t k = 0; k < entry.extent; k++) {
         const uint32_t answer = table.words[entry.third + k], bit = answer / 2;
@@ -353,9 +456,11 @@ struct FeatureOutputs {
   unsigned long long* status;
 };
 
-// The 32 rows from `first` on, by one warp. tiles: two of them.
-DEV_FN void rows_of_warp(const Table& table, const Tokens& batch, uint64_t first, const FeatureOutputs& outputs, uint32_t* tiles,
-                         uint32_t* states) {
+// The 32 rows from `first` on, by one warp. tiles: two of them. `fused`: only_words.
+template <typename T>
+DEV_FN void rows_of_warp(const Table& table, bool fused, const Tokens<T>& batch, uint64_t first,
+                         const FeatureOutputs& outputs, uint32_t* tiles, uint32_t* states) {
+  constexpr uint32_t kTile = kLine / sizeof(T);
   const uint32_t lane = threadIdx.x % 32, features = outputs.features;
   const uint64_t row = first + lane;
   uint32_t length = row < batch.rows ? batch.lengths[row] : 0, content = 0;
@@ -365,15 +470,20 @@ DEV_FN void rows_of_warp(const Table& table, const Tokens& batch, uint64_t first
   start(table, states);
   stage(batch, first, 0, tiles);
   for (uint32_t k = 0; k < count_tiles; k++) {
-    uint32_t* mine = tiles + k % 2 * kTileWords + lane * kPitch;
+    T* mine = reinterpret_cast<T*>(tiles + k % 2 * kTileWords + lane * kPitch);
     stage(batch, first, k + 1 < count_tiles ? (k + 1) * kTile : batch.longest, tiles + (k + 1) % 2 * kTileWords);
     dev::cp_async_wait<1>();
     __syncwarp();  // the other lanes' copies
     uint32_t count = length > k * kTile ? min(length - k * kTile, kTile) : 0;
     if (count && k * kTile + count == length && mine[count - 1] == batch.eos) count--;
     walk_tokens(table, mine, count, states);
-    bad |= classify(table, mine, count);
-    walk(table, mine, count, k == 0, states);
+    if (fused) {
+      bad |= walk_only_words(table, mine, count, states);
+    } else {
+      bad |= classify(table, mine, count);
+      for (uint32_t at = 0; at < count; at += kStretch)
+        walk(table, mine + at, min(count - at, kStretch), k == 0 && at == 0, states);
+    }
     content += count;
     __syncwarp();  // before the tile is written again
   }
@@ -385,7 +495,7 @@ DEV_FN void rows_of_warp(const Table& table, const Tokens& batch, uint64_t first
   __syncwarp();
   if (row < batch.rows) {
     uint32_t* hidden = states + 32 * (outputs.states_per_row - table.words[2]);
-    const FinishedRow finished{batch.tokens + row * batch.longest, length, content, batch.longest,
+    const FinishedRow<T> finished{batch.tokens + row * batch.longest, length, content, batch.longest,
                        outputs.custom + row * outputs.customs, out, hidden, features};
     if (!bad) finish(table, states, finished);
     for (uint32_t f = 0; bad && f < features; f++) out[f] = NAN;
@@ -403,8 +513,8 @@ enum Place { kShared, kMapped, kGlobal };
 // phi[rows, features] of a batch. Dynamic shared memory: the first `shared_words` of the table, padded to 4 (with the class
 // map if kShared, without if kMapped, none if kGlobal), two tiles per warp, then states[states_per_row * 32] per warp unless
 // kGlobal; then `spare` has that many words for every warp of the grid. At most 256 threads, any grid.
-template <Place kPlace>
-DEV_FN void features_of(const uint32_t* words, uint32_t shared_words, uint32_t vocab, const Tokens& batch,
+template <Place kPlace, typename T>
+DEV_FN void features_of(const uint32_t* words, uint32_t shared_words, uint32_t vocab, const Tokens<T>& batch,
                         const FeatureOutputs& outputs, uint32_t* spare) {
   SHARED_DYN(uint32_t, memory);
   const uint32_t warp = threadIdx.x / 32, warps = blockDim.x / 32, lane = threadIdx.x % 32;
@@ -415,27 +525,34 @@ DEV_FN void features_of(const uint32_t* words, uint32_t shared_words, uint32_t v
   }
   const uint32_t map = words[3];
   const Table table{kPlace == kGlobal ? words : memory, (kPlace == kShared ? memory : words) + map, words, vocab};
+  const bool fused = kPlace != kGlobal && only_words(table);
   const uint64_t warp_in_grid = uint64_t(blockIdx.x) * warps + warp;
   const uint32_t states_of_warp = outputs.states_per_row * 32;
   uint32_t* tiles = memory + table_words + warp * 2 * kTileWords;
   uint32_t* states = kPlace == kGlobal ? spare + warp_in_grid * states_of_warp
                                        : memory + table_words + warps * 2 * kTileWords + warp * states_of_warp;
   for (uint64_t first = warp_in_grid * 32; first < batch.rows; first += uint64_t(gridDim.x) * warps * 32)
-    rows_of_warp(table, batch, first, outputs, tiles, states + lane);
+    rows_of_warp(table, fused, batch, first, outputs, tiles, states + lane);
 }
 
-#define FEATURES_KERNEL(name, place)                                                                                    \
+#define FEATURES_KERNEL(name, place, token)                                                                             \
   extern "C" __global__ void __launch_bounds__(256, 3)                                                                  \
-  name(const uint32_t* words, uint32_t shared_words, uint32_t vocab, const uint32_t* tokens, const uint32_t* lengths,   \
+  name(const uint32_t* words, uint32_t shared_words, uint32_t vocab, const token* tokens, const uint32_t* lengths,      \
        uint64_t rows, uint32_t longest, uint32_t eos, uint32_t features, uint32_t states_per_row, const float* custom,  \
        uint32_t customs, uint32_t* spare, float* phi, unsigned long long* status) {                                     \
-    const Tokens batch{tokens, lengths, rows, longest, eos};                                                            \
-    const FeatureOutputs outputs{features, states_per_row, customs, custom, phi, status};                                      \
+    const Tokens<token> batch{tokens, lengths, rows, longest, eos};                                                     \
+    const FeatureOutputs outputs{features, states_per_row, customs, custom, phi, status};                               \
     features_of<place>(words, shared_words, vocab, batch, outputs, spare);                                              \
   }
-FEATURES_KERNEL(features_shared, kShared)
-FEATURES_KERNEL(features_mapped, kMapped)
-FEATURES_KERNEL(features_global, kGlobal)
+FEATURES_KERNEL(features_shared, kShared, uint32_t)
+FEATURES_KERNEL(features_mapped, kMapped, uint32_t)
+FEATURES_KERNEL(features_global, kGlobal, uint32_t)
+FEATURES_KERNEL(features_shared_u16, kShared, uint16_t)
+FEATURES_KERNEL(features_mapped_u16, kMapped, uint16_t)
+FEATURES_KERNEL(features_global_u16, kGlobal, uint16_t)
 EXPORT_KERNEL(features_shared)
 EXPORT_KERNEL(features_mapped)
 EXPORT_KERNEL(features_global)
+EXPORT_KERNEL(features_shared_u16)
+EXPORT_KERNEL(features_mapped_u16)
+EXPORT_KERNEL(features_global_u16)

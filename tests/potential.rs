@@ -2,11 +2,15 @@
 
 use ebm_dpg::Error;
 use ebm_dpg::backend::Cpu;
+use ebm_dpg::exact::LookAhead;
 use ebm_dpg::features::{Feature, FeatureSet};
+use ebm_dpg::fit::{FitOptions, Moments, Targets, fit};
 use ebm_dpg::models::{Markov, Sampler, Scorer};
 use ebm_dpg::potential::*;
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space};
+use ebm_dpg::tune::{Draws, Source, Target};
+use ebm_dpg::weights::ImportanceWeights;
 
 mod strings;
 
@@ -63,6 +67,74 @@ fn a_formula_means_what_it_says() {
     // Fewer rows, and none, in the same product.
     product.score(&Batch::from_sequences(space(), &sequences[..2]).unwrap(), &mut log_base[..2]).unwrap();
     product.score(&Batch::with_capacity(&Cpu, space(), 3).unwrap(), &mut []).unwrap();
+}
+
+/// Σ_x P(x) over the whole space from draws of one factor: the weights are exact whatever the others are.
+#[test]
+fn a_product_is_drawn_from_one_factor() {
+    let set = features();
+    let sequences = strings::all(space());
+    let formula = model("r").pow(0.5) * model("s") * reward("ones", 2.0) * require("first") * exp(0.7 * phi("motif"));
+    let ones = |x: &[u32]| x.iter().filter(|&&token| token == 1).count() as f64;
+    let reward = || Reward::new(&Cpu, space(), move |batch: &Batch| batch.iter().map(ones).collect());
+    let (table, potential) = (set.compile(&Cpu).unwrap(), formula.potential(&Cpu, &set).unwrap());
+    let (mut r, mut s, mut rewards) = (chain(0.3), chain(0.6), reward());
+    let scorers: Vec<(&str, &mut dyn Scorer<Cpu>)> = vec![("ones", &mut rewards), ("s", &mut s)];
+    let mut product = SampledProduct::new(&Cpu, &formula, ("r", &mut r), scorers).unwrap();
+    let all = Batch::from_sequences(space(), &sequences).unwrap();
+    let (mut log_r, mut log_p, mut phi) = (vec![0.0; all.rows], vec![0.0; all.rows], vec![0.0; all.rows * 3]);
+    product.score(&all, &mut log_r).unwrap();
+    table.evaluate(&Cpu, &all, &mut phi).unwrap();
+    potential.log_potential(&Cpu, &log_r, &phi, &mut log_p).unwrap();
+    let z: f64 = log_p.iter().map(|log_p| log_p.exp()).sum();
+    let moment: f64 = log_p.iter().zip(phi.chunks(3)).map(|(p, phi)| p.exp() / z * f64::from(phi[1])).sum();
+
+    let guide = LookAhead::towards(&chain(0.5), &set, &potential, 100).unwrap().guide();
+    let mut target = Target { base: &mut product, features: &table, potential: &potential, guide: Some(&guide) };
+    let mut draws = Draws::new(&Cpu, space(), 20_000, 3).unwrap();
+    for source in [Source::Base, Source::Guided] {
+        draws.fill(&Cpu, &mut target, source, None::<&mut Markov>, Draw::new(3, Purpose::User)).unwrap();
+        let (mut log_q, mut again) = (vec![0.0; 20_000], vec![0.0; 20_000]);
+        match source {
+            Source::Guided => target.base.score_guided(&guide, &draws.batch, &mut log_q).unwrap(),
+            _ => chain(0.3).score(&draws.batch, &mut log_q).unwrap(),
+        }
+        target.base.score(&draws.batch, &mut again).unwrap();
+        let close = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
+        assert!(close(&log_q, &draws.host_log_q) && close(&again, &draws.host_log_base), "{source:?}");
+        let weights = ImportanceWeights::new(&draws.host_log_p, &draws.host_log_q).unwrap();
+        let (log_z, moments) = (weights.log_z(), weights.moments(&draws.host_phi, 3).unwrap());
+        assert!((log_z.value - z.ln()).abs() < 4.0 * log_z.standard_error, "{source:?}: {log_z:?}, {}", z.ln());
+        assert!(
+            (moments[1].value - moment).abs() < 4.0 * moments[1].standard_error,
+            "{source:?}: {moments:?} {moment}"
+        );
+    }
+}
+
+/// Fits and tunes with a product for a base: λ, and what the policy then has, are those of the whole product.
+#[test]
+fn a_product_is_fitted_and_tuned_towards() {
+    let set = FeatureSet::new(space()).with("motif", Feature::Contains(vec![1, 0])).unwrap();
+    let sequences = strings::all(space());
+    let formula = model("r") * model("s").pow(0.5);
+    for moments in [Moments::Guided, Moments::Base, Moments::Rejection] {
+        let (mut r, mut s) = (chain(0.3), chain(0.7));
+        let mut product = SampledProduct::new(&Cpu, &formula, ("r", &mut r), vec![("s", &mut s)]).unwrap();
+        let mut options = FitOptions::default();
+        options.moments = moments;
+        let draw = Draw::new(1, Purpose::Fit);
+        let fit = fit(&Cpu, &mut product, &set, &Targets::wanted(&[0.8]).unwrap(), &options, draw).unwrap();
+        // E_p φ at the fitted λ, over all sequences.
+        let (all, rows) = (Batch::from_sequences(space(), &sequences).unwrap(), sequences.len());
+        let (mut log_r, mut phi) = (vec![0.0; rows], vec![0.0; rows]);
+        product.score(&all, &mut log_r).unwrap();
+        set.compile(&Cpu).unwrap().evaluate(&Cpu, &all, &mut phi).unwrap();
+        let p = |row: usize| (log_r[row] + fit.lambda[0] * f64::from(phi[row])).exp();
+        let (z, with) = (0..rows).fold((0.0, 0.0), |(z, with), row| (z + p(row), with + p(row) * f64::from(phi[row])));
+        assert!((with / z - 0.8).abs() < 0.02, "{moments:?}: {}", with / z);
+        assert!((fit.log_z.value - z.ln()).abs() < 5.0 * fit.log_z.standard_error, "{moments:?}: {:?} {z}", fit.log_z);
+    }
 }
 
 #[test]
@@ -149,6 +221,18 @@ fn bad_formulas_are_errors() {
     assert!(product(model("r") * model("r"), vec![("r", &mut r)]).contains("'r'"));
     assert!(product(model("r") * model("s"), vec![("r", &mut r), ("s", &mut other)]).contains("space"));
     assert!(product(require("motif"), vec![]).contains("one or more"));
+    fn drawn<'a>(
+        formula: Formula,
+        sampler: (&str, &'a mut Markov),
+        scorers: Vec<(&str, &'a mut dyn Scorer<Cpu>)>,
+    ) -> String {
+        SampledProduct::new(&Cpu, &formula, sampler, scorers).map(drop).unwrap_err().to_string()
+    }
+    assert!(drawn(model("r"), ("s", &mut s), vec![]).contains("0 times"));
+    assert!(drawn(model("r") * model("r"), ("r", &mut r), vec![]).contains("2 times"));
+    assert!(drawn(model("r") * model("s"), ("r", &mut r), vec![]).contains("'s'"));
+    assert!(drawn(model("r"), ("r", &mut r), vec![("s", &mut s)]).contains("'s' too"));
+    assert!(drawn(model("r") * model("s"), ("r", &mut r), vec![("s", &mut other)]).contains("space"));
 }
 
 #[test]

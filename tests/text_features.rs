@@ -193,6 +193,55 @@ fn a_list_of_many_tokens_is_spelled_in_digits() {
     }
 }
 
+/// What counts: places, not searches one behind the other; anchors and boundaries, which the next byte decides; marks in
+/// tokens of several bytes, several in one token.
+#[test]
+fn counts_over_text() {
+    let spelling = Spelling::new(["a", "aa", "b", " ", "ba b", "", "", ""]);
+    let set = FeatureSet::new(Space::new(5, 6).unwrap()).spelled(spelling).unwrap();
+    let regex = |pattern: &str| Feature::Regex(pattern.into()).count(8);
+    let set = [regex("a"), regex("a+"), regex(r"\w+(?-u:\b)"), regex("a$"), regex("^a"), regex("b ?b")]
+        .into_iter()
+        .chain([Feature::AnyText(["a", "aa", "b b"].map(String::from).to_vec()).count(8)])
+        .fold(set, |set, feature| set.with(format!("{feature:?}"), feature).unwrap());
+    let cases: [(&[Token], [u8; 7]); 5] = [
+        (&[0, 1], [3, 3, 1, 1, 1, 0, 3]),
+        (&[1, 3, 4, 2], [3, 3, 3, 0, 1, 1, 3]),
+        (&[4, 4], [2, 2, 3, 0, 0, 1, 2]),
+        (&[1, 1, 1, 1, 1, 1], [8, 8, 1, 1, 1, 0, 8]),
+        (&[], [0; 7]),
+    ];
+    let contents: Vec<_> = cases.iter().map(|(content, _)| content.to_vec()).collect();
+    let phi = evaluate(&set.compile(&Cpu).unwrap(), &batch(set.space(), &contents));
+    for ((content, want), phi) in cases.iter().zip(phi.chunks(set.len())) {
+        assert_eq!(phi, want.map(|count| f32::from(count) / 8.0), "{content:?}");
+    }
+}
+
+/// A count of a list against the text of many tokens is walked byte by byte, and told apart from the list itself.
+#[test]
+fn counts_of_a_list_are_spelled() {
+    let (set, list) = word_list(7000, 200);
+    let set = set.with("count", Feature::AnyText(list.clone()).count(3)).unwrap();
+    let mut contents = contents(set.space(), 7000, 400, 3);
+    for (row, content) in contents.iter_mut().enumerate().filter(|(_, content)| content.len() > 5) {
+        for word in 0..row % 3 {
+            content[3 * word..][..2].copy_from_slice(&pieces(Draw::new(5, Purpose::User), (row + word) % 200));
+        }
+    }
+    let table = set.compile(&Cpu).unwrap();
+    let spelled = |name| table.report().entries.iter().any(|e| e.path == "spelled automaton" && e.features == [name]);
+    assert!(spelled("count"), "{}", table.report());
+    let phi = evaluate(&table, &batch(set.space(), &contents));
+    for (content, phi) in contents.iter().zip(phi.chunks(3)) {
+        let text = set.spelling().unwrap().text(content).unwrap();
+        let places = (1..=text.len()).filter(|&end| list.iter().any(|word| text[..end].ends_with(word.as_bytes())));
+        let places = places.count().min(3);
+        assert_eq!((phi[0], phi[2]), (f32::from(u8::from(places > 0)), places as f32 / 3.0), "{content:?}");
+    }
+    assert!(phi.chunks(3).any(|phi| phi[2] > 0.5));
+}
+
 fn many_paths() -> FeatureSet {
     let vocab = Vocab::from_symbols(["a", "b", "c"], Unit::Characters).unwrap();
     let motif = |n: u32| Feature::Motif((0..5).map(|at| (at != 2).then_some((n + at * n / 2) % 3)).collect());
@@ -205,6 +254,9 @@ fn many_paths() -> FeatureSet {
         .and_then(|set| set.with("distance", Feature::EditDistance(vec![0, 1, 2, 0])))
         .and_then(|set| set.with("substring", Feature::LongestCommonSubstring(vec![0, 1, 2, 0])))
         .and_then(|set| set.with("distinct", Feature::DistinctFraction & !Feature::EditDistance(vec![0, 1])))
+        .and_then(|set| set.with("word", Feature::Contains(vec![0, 1, 1, 2, 0])))
+        .and_then(|set| set.with("list", Feature::AnyOf(vec![vec![2, 2], vec![0, 1, 0]])))
+        .and_then(|set| set.with("places", Feature::AnyText(vec!["ab".into(), "cc".into()]).count(5)))
         .and_then(|set| set.with("far", Feature::Contains(vec![0; 33]) | Feature::EndsWith(vec![1])))
         .unwrap()
 }
@@ -216,6 +268,8 @@ fn the_report_tells_the_paths() {
     let paths = |path| report.entries.iter().filter(|entry| entry.path == path).collect::<Vec<_>>();
     assert_eq!(paths("shift-and").len(), 1, "{report}");
     assert_eq!(paths("shift-and")[0].features.len(), 16, "{report}");
+    assert_eq!(paths("words").len(), 1, "{report}");
+    assert_eq!(paths("words")[0].features, ["word", "list"], "{report}");
     assert_eq!(paths("length").len() + paths("suffix automaton").len() + paths("distinct tokens").len(), 3, "{report}");
     assert_eq!(paths("bit-parallel edit distance").len(), 2, "{report}");
     let combined = &paths("combination")[..];
@@ -318,6 +372,11 @@ fn bad_patterns_are_errors_that_say_where() {
     assert!(refused(plain(), !Feature::AnyText(vec!["a".into()])).contains("FeatureSet::spelled"));
     assert!(refused(spelled(), Feature::AnyText(vec![])).contains("at least one"));
     assert!(refused(spelled(), Feature::AnyText(vec!["a".into(), String::new()])).contains("word 1"));
+    assert!(refused(spelled(), Feature::Regex("a*".into()).count(2)).contains("empty text"));
+    assert!(refused(spelled(), Feature::Regex("a(".into()).count(2)).contains("byte 1"));
+    assert!(refused(spelled(), Feature::Regex("a".into()).count(0)).contains("1 to 65536"));
+    assert!(refused(spelled(), Feature::AnyText(vec![String::new()]).count(2)).contains("word 0"));
+    assert!(refused(plain(), Feature::AnyText(vec!["a".into()]).count(2)).contains("FeatureSet::spelled"));
     assert!(plain().spelled(Spelling::new(["a", "b"])).is_err());
     let tokens = [
         Feature::Motif(vec![]),
@@ -333,6 +392,7 @@ fn bad_patterns_are_errors_that_say_where() {
         Feature::Contains(vec![1]).count(0),
         Feature::Contains(vec![1]).count(7),
         Feature::Length.count(2),
+        Feature::StartsWith(vec![1]).count(2),
     ];
     tokens.into_iter().for_each(|feature| drop(refused(plain(), feature)));
 }

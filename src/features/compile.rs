@@ -1,10 +1,11 @@
 //! The compiler: from a set of features to the words of one table.
 
 use super::build::{Builder, Built, Refusal, Texts};
+use super::matches::Matches;
 use super::spelled::Spelled;
 use super::substring::SuffixAutomaton;
 use super::table::*;
-use super::{Automaton, Classes, Feature, FeatureSet, FeatureTable, shift};
+use super::{Automaton, Classes, Feature, FeatureSet, FeatureTable, matches, shift};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::tokens::Token;
@@ -13,7 +14,7 @@ use crate::tokens::Token;
 /// cache).
 const PRODUCT_WORDS: usize = 1 << 13;
 
-/// Patterns that bits can match stay automata where their product is one of at most this many words.
+/// Words, and patterns that bits can match, are multiplied where their product is one of at most this many words.
 const SMALL_WORDS: usize = 1 << 11;
 
 /// Text patterns whose tokens make more classes than this are walked symbol by symbol.
@@ -37,9 +38,9 @@ impl FeatureSet {
         self.compile_within(backend, TABLE_BYTES)
     }
 
-    /// Compiles the features to one table of at most `bytes` bytes. Prefixes, suffixes and motifs become bit-parallel
-    /// patterns, or with small automata one product as long as it stays small; automata that would be large over tokens
-    /// are walked over what spells them; what no automaton computes has entries of its own.
+    /// Compiles the features to one table of at most `bytes` bytes. Words share one look-up a token; prefixes, suffixes and
+    /// motifs become bit-parallel patterns; small automata are multiplied as long as their product stays small; automata
+    /// that would be large over tokens are walked over what spells them; what no automaton computes has entries of its own.
     /// [`FeatureTable::report`](super::FeatureTable::report) tells which.
     ///
     /// # Errors
@@ -63,8 +64,8 @@ struct Compiler<'a> {
     spelled: Vec<*const Feature>,
     hidden: u32,
     customs: Customs,
-    /// Automata waiting to be multiplied, with their targets; which may be bits of words in place.
-    automata: Vec<(Automaton, u32, Option<&'a Feature>)>,
+    /// Automata waiting to be multiplied, with their targets and what they compute.
+    automata: Vec<(Automaton, u32, &'a Feature)>,
     combinations: Vec<Entry>,
     tables: Tables,
 }
@@ -165,16 +166,17 @@ impl<'a> Compiler<'a> {
         let width = self.classes.len();
         let room = self.most.saturating_sub(self.tables.len()) / width;
         // What has parts can be computed from these instead; what has none takes all the room there is.
-        let limit = if feature.parts().is_empty() { room } else { room.min(PRODUCT_WORDS / width) };
+        let whole = feature.parts().is_empty() || feature.is_text();
+        let limit = if whole { room } else { room.min(PRODUCT_WORDS / width) };
         match self.try_automaton(feature, limit) {
             Ok(automaton) => {
                 self.tables.waiting += automaton.states() * (width + 1);
-                self.automata.push((automaton, target, shift::fits(feature).then_some(feature)));
+                self.automata.push((automaton, target, feature));
                 Ok(())
             }
+            Err(_) if whole => Err(self.too_large(at, limit.saturating_mul(width))),
             Err(_) if matches!(feature, Feature::Count { .. }) => self.add_count(at, feature, target, room),
-            Err(_) if !feature.parts().is_empty() => self.combine(at, feature, target),
-            Err(_) => Err(self.too_large(at, limit.saturating_mul(width))),
+            Err(_) => self.combine(at, feature, target),
         }
     }
 
@@ -226,38 +228,47 @@ impl<'a> Compiler<'a> {
         Ok(())
     }
 
-    /// Multiplies the waiting automata greedily in their order; patterns that bits can match stay out where their product
-    /// would not be one small automaton.
+    /// Multiplies the waiting automata greedily in their order. Words and patterns that bits can match stay out where their
+    /// product would not be one small automaton.
     fn multiply(&mut self) {
         let automata = std::mem::take(&mut self.automata);
-        let bits = || automata.iter().filter_map(|(one, target, bits)| bits.map(|_| (one, *target)));
-        let products = self.products(bits());
+        let apart = |feature: &Feature| shift::fits(feature) || matches::fits(feature, &self.classes, PRODUCT_WORDS);
+        let products = self.products(automata.iter().filter(|waiting| apart(waiting.2)));
         let words =
             |(product, targets): &(Automaton, Vec<u32>)| product.states() * (self.classes.len() + targets.len());
-        let shifted = products.len() > 1 || products.iter().map(words).sum::<usize>() > SMALL_WORDS;
-        if shifted {
-            let patterns = automata.iter().filter_map(|(_, target, feature)| feature.map(|feature| (feature, *target)));
-            for words in shift::pack(patterns) {
+        let small = products.len() <= 1 && products.iter().map(words).sum::<usize>() <= SMALL_WORDS;
+        let mut rest: Vec<&(Automaton, u32, &Feature)> = automata.iter().collect();
+        if !small {
+            let named = |waiting: &&(Automaton, u32, &'a Feature)| (waiting.2, waiting.1);
+            for matches in matches::pack(rest.iter().map(named), &self.classes, PRODUCT_WORDS) {
+                self.tables.matches(&matches);
+                rest.retain(|(_, target, _)| !matches.targets.contains(target));
+            }
+            let (bits, others): (Vec<_>, Vec<_>) = rest.into_iter().partition(|(_, _, feature)| shift::fits(feature));
+            for words in shift::pack(bits.iter().map(named)) {
                 self.tables.shift(&words, &self.classes);
             }
+            rest = others;
         }
-        let others = automata.iter().filter(|(_, _, bits)| !shifted || bits.is_none());
-        for (product, targets) in self.products(others.map(|(one, target, _)| (one, *target))) {
+        for (product, targets) in self.products(rest.into_iter()) {
             self.tables.automaton(&product, &targets);
         }
         self.tables.waiting = 0;
     }
 
-    fn products<'b>(&self, automata: impl Iterator<Item = (&'b Automaton, u32)>) -> Vec<(Automaton, Vec<u32>)> {
+    fn products<'b>(
+        &self,
+        automata: impl Iterator<Item = &'b (Automaton, u32, &'b Feature)>,
+    ) -> Vec<(Automaton, Vec<u32>)> {
         let mut products: Vec<(Automaton, Vec<u32>)> = Vec::new();
-        for (one, target) in automata {
+        for (one, target, _) in automata {
             if let Some((last, targets)) = products.last_mut()
                 && let Some(product) = last.product(one, PRODUCT_WORDS / (self.classes.len() + targets.len() + 1))
             {
                 *last = product;
-                targets.push(target);
+                targets.push(*target);
             } else {
-                products.push((one.clone(), vec![target]));
+                products.push((one.clone(), vec![*target]));
             }
         }
         products
@@ -343,6 +354,16 @@ impl Tables {
         let first = self.push(ends.transitions().iter().map(|&state| mark(state)));
         let (size, targets) = (ends.states() as u32, self.push([target]));
         self.entries.push(Entry { kind: COUNT, size, extent: most, first, targets, ..Entry::default() });
+    }
+
+    fn matches(&mut self, matches: &Matches) {
+        let (automaton, width) = (&matches.automaton, matches.automaton.width() as u32);
+        let mark = |state: u32| (state * width) | if automaton.ends_in(state) { ENDS } else { 0 };
+        let targets = self.push(matches.targets.iter().copied());
+        let first = self.push(automaton.transitions().iter().map(|&state| mark(state)));
+        let second = self.push(automaton.ends.iter().copied());
+        let (size, extent) = (automaton.ends.len() as u32, matches.targets.len() as u32);
+        self.entries.push(Entry { kind: WORDS, size, extent, first, second, targets, ..Entry::default() });
     }
 
     fn shift(&mut self, words: &shift::Words, classes: &Classes) {

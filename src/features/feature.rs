@@ -10,6 +10,9 @@ pub const LONGEST_EDIT_PATTERN: usize = 2048;
 /// The longest pattern of [`Feature::Motif`]: its automaton's states are sets of so many matched prefixes.
 pub const LONGEST_MOTIF: usize = 128;
 
+/// The largest count of [`Feature::Count`] over text: its automaton keeps the count in its states.
+pub const LARGEST_TEXT_COUNT: u32 = 1 << 16;
+
 /// The largest modulus of [`Feature::MultipleOf`]: its automaton has one state per residue.
 pub const LARGEST_MODULUS: u32 = 1 << 16;
 
@@ -59,12 +62,18 @@ pub enum Feature {
         /// The token of digit 1.
         one: Token,
     },
-    /// Places at which an occurrence of a [`Feature::Contains`], [`Feature::Motif`] or [`Feature::AnyOf`] ends,
-    /// overlapping ones too, over `most`; 1 where there are more.
+    /// Places at which an occurrence ends, overlapping ones too, over `most`; 1 where there are more. What occurs is a
+    /// [`Feature::Contains`], [`Feature::Motif`] or [`Feature::AnyOf`], and places are between tokens; or a
+    /// [`Feature::AnyText`] or [`Feature::Regex`], and places are between bytes of the text, whatever the boundaries between
+    /// tokens.
+    ///
+    /// However many occurrences end at a place, it counts once: `a+` in "aaa" counts 3, and so does `a`, where searching
+    /// on behind each match would find 1 and 3. Whole runs are counted by their ends: `\w+(?-u:)` counts words. An
+    /// expression that matches the empty text is an error.
     Count {
         /// What is counted.
         of: Box<Feature>,
-        /// The count that has the value 1, from 1 to the longest length.
+        /// The count that has the value 1, from 1 to the longest length, or to [`LARGEST_TEXT_COUNT`] over text.
         most: u32,
     },
     /// Tokens (EOS included) over the longest length; a cut sequence counts its `longest` tokens, so it has 1.
@@ -153,15 +162,21 @@ impl Feature {
         }
     }
 
-    /// This feature and all that it is made of, down to the last.
+    /// This feature and all that it is made of, down to the last; what is counted over text is no feature of its own.
     pub(super) fn walk<'a>(&'a self, visit: &mut impl FnMut(&'a Feature)) {
         visit(self);
-        self.parts().iter().for_each(|part| part.walk(visit));
+        if !self.is_text() {
+            self.parts().iter().for_each(|part| part.walk(visit));
+        }
     }
 
-    /// Whether it is about the text of the tokens.
+    /// Whether one automaton over the text of the tokens computes it.
     pub(super) fn is_text(&self) -> bool {
-        matches!(self, Feature::AnyText(_) | Feature::Regex(_))
+        match self {
+            Feature::AnyText(_) | Feature::Regex(_) => true,
+            Feature::Count { of, .. } => matches!(**of, Feature::AnyText(_) | Feature::Regex(_)),
+            _ => false,
+        }
     }
 
     /// The tokens that this feature itself, its parts aside, tells apart from all others.
@@ -263,15 +278,18 @@ fn check_multiple(modulus: u32, zero: Token, one: Token, name: &str) -> Result<(
 }
 
 fn check_count(of: &Feature, most: u32, space: &Space, name: &str) -> Result<()> {
-    if !(1..=space.longest).contains(&most) {
-        return Err(Error::argument(format!("count of feature '{name}'"), format!("1 to {}", space.longest), most));
+    let largest = if of.is_text() { LARGEST_TEXT_COUNT } else { space.longest };
+    if !(1..=largest).contains(&most) {
+        return Err(Error::argument(format!("count of feature '{name}'"), format!("1 to {largest}"), most));
     }
+    let what = || format!("what feature '{name}' counts");
     match of {
-        Feature::Contains(_) | Feature::Motif(_) | Feature::AnyOf(_) => Ok(()),
-        other => {
-            let what = format!("what feature '{name}' counts");
-            Err(Error::argument(what, "contains, motif or any of", other.kind()))
+        Feature::Contains(_) | Feature::Motif(_) | Feature::AnyOf(_) | Feature::AnyText(_) => Ok(()),
+        Feature::Regex(pattern) if text::parse(pattern, name)?.properties().minimum_len() == Some(0) => {
+            Err(Error::argument(what(), "an expression that does not match the empty text", format!("'{pattern}'")))
         }
+        Feature::Regex(_) => Ok(()),
+        other => Err(Error::argument(what(), "contains, motif, any of, any text or regex", other.kind())),
     }
 }
 

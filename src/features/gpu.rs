@@ -3,22 +3,22 @@
 use super::{FeatureKernel, FeatureTable};
 use crate::backend::gpu::{Argument, Gpu, GpuView, GpuViewMut, Grid, Kernel, Launcher, Limits, arguments};
 use crate::error::Result;
-use crate::tokens::Batch;
+use crate::tokens::{TokenId, TokenRows};
 
 /// The most warps of a block; each has 32 rows.
 const WARPS: usize = 8;
 
-/// Bytes of a warp's two tiles of 32 rows × 32 tokens with a pitch of 36.
+/// Bytes of a warp's two tiles of 32 rows × 128 bytes of tokens with a pitch of 36 words.
 const TILES: usize = 2 * 32 * 36 * size_of::<u32>();
 
 /// Blocks per multiprocessor where nothing else bounds them: 64 warps.
 const BLOCKS: usize = 8;
 
 impl<L: Launcher> FeatureKernel for Gpu<L> {
-    fn features(
+    fn features<T: TokenId>(
         &self,
         table: &FeatureTable<Self>,
-        batch: &Batch<Self>,
+        batch: TokenRows<'_, Self, T>,
         custom: Option<GpuView<'_, f32>>,
         phi: GpuViewMut<'_, f32>,
     ) -> Result<()> {
@@ -32,7 +32,7 @@ impl<L: Launcher> FeatureKernel for Gpu<L> {
         let (words, space) = (table.words(), batch.space);
         let custom = custom.map_or(Argument::Pointer(0), |custom| Argument::from(&custom));
         self.with_scratch(spare, |spare| {
-            // features_*(const uint32_t* words, uint32_t shared_words, uint32_t vocab, const uint32_t* tokens,
+            // features_*(const uint32_t* words, uint32_t shared_words, uint32_t vocab, const Token* tokens,
             //   const uint32_t* lengths, uint64_t rows, uint32_t longest, uint32_t eos, uint32_t features,
             //   uint32_t states_per_row, const float* custom, uint32_t customs, uint32_t* spare, float* phi,
             //   unsigned long long* status)
@@ -54,10 +54,10 @@ impl<L: Launcher> FeatureKernel for Gpu<L> {
                 self.status(),
             ];
             // SAFETY: the caller checked that table and batch are of one space and that φ is `[rows, F]`, and gives the
-            // closures' values as `[rows, closures]`, or there are no closures; the batch has room for its rows. The grid's
-            // shared memory holds the words of the plan, and tiles and states of each warp, or the scratch memory does the
-            // states.
-            unsafe { self.launch(plan.kernel, plan.grid, arguments) }
+            // closures' values as `[rows, closures]`, or there are no closures; the views span the rows, and the kernel is that
+            // of their tokens' type. The grid's shared memory holds the words of the plan, and tiles and states of each warp,
+            // or the scratch memory does the states.
+            unsafe { self.launch(plan.kernel_of(size_of::<T>()), plan.grid, arguments) }
         })
     }
 }
@@ -90,6 +90,16 @@ impl Plan {
         let blocks = rows.div_ceil(32 * warps).min(resident);
         let grid = Grid::new(blocks as u32, 32 * warps as u32).shared(bytes);
         Plan { kernel, shared_words, grid }
+    }
+
+    /// The kernel for tokens of so many bytes.
+    fn kernel_of(&self, bytes: usize) -> Kernel {
+        match (self.kernel, bytes) {
+            (Kernel::FeaturesShared, 2) => Kernel::FeaturesSharedU16,
+            (Kernel::FeaturesMapped, 2) => Kernel::FeaturesMappedU16,
+            (_, 2) => Kernel::FeaturesGlobalU16,
+            (kernel, _) => kernel,
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 
 use crate::backend::Memory;
 use crate::error::Result;
-use crate::tokens::Batch;
+use crate::tokens::{TokenId, TokenRows};
 
 mod automaton;
 mod build;
@@ -17,6 +17,7 @@ mod custom;
 mod feature;
 mod flags;
 mod gpu;
+mod matches;
 mod report;
 mod set;
 mod shift;
@@ -32,7 +33,7 @@ pub(crate) use automaton::explore;
 pub use classes::Classes;
 pub use compile::TABLE_BYTES;
 pub use custom::Custom;
-pub use feature::{Feature, LARGEST_MODULUS, LONGEST_EDIT_PATTERN, LONGEST_MOTIF};
+pub use feature::{Feature, LARGEST_MODULUS, LARGEST_TEXT_COUNT, LONGEST_EDIT_PATTERN, LONGEST_MOTIF};
 pub use report::{EntryReport, TableReport};
 pub use set::FeatureSet;
 pub use table::FeatureTable;
@@ -42,10 +43,10 @@ pub use text::Spelling;
 pub trait FeatureKernel: Memory {
     /// See [`FeatureTable::evaluate`]; shapes are already checked. `custom` are the values of the closures, `[rows,
     /// closures]`, where there are any.
-    fn features(
+    fn features<T: TokenId>(
         &self,
         table: &FeatureTable<Self>,
-        batch: &Batch<Self>,
+        batch: TokenRows<'_, Self, T>,
         custom: Option<Self::View<'_, f32>>,
         phi: Self::ViewMut<'_, f32>,
     ) -> Result<()>;

@@ -9,7 +9,8 @@ use super::table::*;
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct EntryReport {
-    /// "shift-and": patterns in the bits of up to four words; "automaton": one look-up a token; "counter": an automaton
+    /// "words": one look-up a token for the words of up to 32 features; "shift-and": patterns in the bits of up to four
+    /// machine words; "automaton": one look-up a token; "counter": an automaton
     /// and a count; "spelled automaton": one look-up a byte (or digit) of a token; "suffix automaton"; "bit-parallel edit
     /// distance"; "length"; "distinct tokens"; "closure"; "combination".
     pub path: &'static str,
@@ -52,6 +53,7 @@ impl FeatureTable {
             EDIT => ("bit-parallel edit distance", extent, extent * width),
             SHIFT => ("shift-and", size, size * (width + 3) + extent),
             COUNT => ("counter", size, size * width),
+            WORDS => ("words", size, size * (width + 1)),
             SPELLED => {
                 let ends = self.slice(entry.third, self.space.vocab as usize);
                 let symbols = ends.last().copied().unwrap_or(0) as usize;

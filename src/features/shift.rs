@@ -51,18 +51,16 @@ fn pattern(feature: &Feature) -> Option<(Vec<Option<Token>>, bool, bool)> {
 
 /// Packs patterns into words, in their order, each into the first word with room.
 pub(super) fn pack<'a>(features: impl Iterator<Item = (&'a Feature, u32)>) -> Vec<Words> {
-    let mut packed: Vec<Words> = vec![Words::default()];
+    let mut packed: Vec<Words> = Vec::new();
     for (feature, target) in features {
         let Some((pattern, anchored, at_end)) = pattern(feature) else { continue };
-        let last = packed.last_mut().expect("at least one");
-        let word = (0..WORDS).find(|&word| last.taken.get(word).copied().unwrap_or(0) + pattern.len() <= BITS);
-        let (words, word) = match word {
-            Some(word) => (last, word),
-            None => {
-                packed.push(Words::default());
-                (packed.last_mut().expect("just pushed"), 0)
-            }
-        };
+        let room =
+            |last: &Words| (0..WORDS).find(|&word| last.taken.get(word).copied().unwrap_or(0) + pattern.len() <= BITS);
+        let word = packed.last().and_then(room).unwrap_or_else(|| {
+            packed.push(Words::default());
+            0
+        });
+        let words = packed.last_mut().expect("one with room");
         if word == words.taken.len() {
             words.taken.push(0);
         }

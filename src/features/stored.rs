@@ -111,6 +111,11 @@ impl Check<'_> {
                 ensure(extent >= 1)?;
                 self.states(self.slice(entry.first, size.checked_mul(width)?)?, size, width, ENDS)
             }
+            WORDS => {
+                ensure((1..=32).contains(&extent))?;
+                self.states(self.slice(entry.first, size.checked_mul(width)?)?, size, width, ENDS)?;
+                self.slice(entry.second, size).map(drop)
+            }
             SPELLED => self.spelled(entry),
             DISTINCT => Some(()),
             COMBINE => {

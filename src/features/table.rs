@@ -22,6 +22,7 @@
 //! | 7 distinct | | | | | | `[1]` |
 //! | 8 custom | column of the values given from outside | | | | | `[1]` |
 //! | 9 combine | 0 not, 1 all, 2 any, 3 at least | operands K | targets of the operands, `[K]` | threshold as f32 bits, itself | | `[1]` |
+//! | 10 words | states S | outputs K, at most 32 | next state × C, `[S, C]`, + 2³¹ where a word ends | bit k: a word of output k ends in the state, `[S]` | | `[K]` |
 //!
 //! A target below F is a feature; F + h is hidden value h, which only later combinations read. Further kinds may be added;
 //! a reader skips none, as every target is that of exactly one entry.
@@ -29,7 +30,7 @@
 use super::Custom;
 use crate::backend::{Backend, Cpu, Memory};
 use crate::error::{Error, Result, expect_len};
-use crate::tokens::{Batch, Space};
+use crate::tokens::{Batch, Space, TokenRows};
 
 pub(super) const AUTOMATON: u32 = 0;
 pub(super) const LENGTH: u32 = 1;
@@ -41,8 +42,9 @@ pub(super) const SPELLED: u32 = 6;
 pub(super) const DISTINCT: u32 = 7;
 pub(super) const CUSTOM: u32 = 8;
 pub(super) const COMBINE: u32 = 9;
+pub(super) const WORDS: u32 = 10;
 
-/// What marks the end of an occurrence in a count's transitions.
+/// What marks the end of an occurrence in the transitions of counts and words.
 pub(super) const ENDS: u32 = 1 << 31;
 
 /// Words before the entries.
@@ -73,7 +75,7 @@ impl Entry {
     pub fn state_words(&self) -> usize {
         match self.kind {
             AUTOMATON | SPELLED => 1,
-            COUNT => 2,
+            COUNT | WORDS => 2,
             SUBSTRING => 3,
             EDIT => 2 + 2 * self.extent as usize,
             SHIFT => 2 * self.size as usize,
@@ -83,7 +85,7 @@ impl Entry {
 
     /// Number of targets.
     pub fn outputs(&self) -> usize {
-        if matches!(self.kind, AUTOMATON | SHIFT) { self.extent as usize } else { 1 }
+        if matches!(self.kind, AUTOMATON | SHIFT | WORDS) { self.extent as usize } else { 1 }
     }
 }
 
@@ -168,12 +170,55 @@ impl<B: Backend> FeatureTable<B> {
             return Ok(());
         }
         if self.customs.is_empty() {
-            return backend.features(self, batch, None, phi);
+            return backend.features(self, batch.view(), None, phi);
         }
         let values = self.custom_values(&batch.download(backend)?)?;
         let mut given = backend.zeros(values.len(), "custom features")?;
         backend.upload(&values, &mut given)?;
-        backend.features(self, batch, Some(B::view(&given, values.len())), phi)
+        backend.features(self, batch.view(), Some(B::view(&given, values.len())), phi)
+    }
+
+    /// As [`FeatureTable::evaluate`], for data sets that are kept at 16 bits a token, which are half the bytes to read:
+    /// `tokens` is `[rows, space.longest]`, `lengths` `[rows]`, EOS included.
+    ///
+    /// ```
+    /// use ebm_dpg::backend::Cpu;
+    /// use ebm_dpg::features::{Feature, FeatureSet};
+    /// use ebm_dpg::tokens::Space;
+    ///
+    /// let space = Space::new(2, 4)?;
+    /// let features = FeatureSet::new(space).with("motif", Feature::Contains(vec![1, 0]))?;
+    /// let (eos, pad, mut phi) = (space.eos as u16, space.pad as u16, [0.0; 2]);
+    /// let tokens = [1, 0, eos, pad, 0, 1, 1, eos];
+    /// features.compile(&Cpu)?.evaluate_compact(&Cpu, &tokens, &[3, 4], &mut phi)?;
+    /// assert_eq!(phi, [1.0, 0.0]);
+    /// # Ok::<(), ebm_dpg::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// A vocabulary of more than 2¹⁶ ids, other lengths of `tokens` or `phi`, a table with closures (these take a
+    /// [`Batch`]): nothing is written then. Rows out of range as there. No rows are a no-op.
+    pub fn evaluate_compact<'a>(
+        &self,
+        backend: &B,
+        tokens: B::View<'a, u16>,
+        lengths: B::View<'a, u32>,
+        phi: B::ViewMut<'_, f32>,
+    ) -> Result<()> {
+        let (space, rows) = (self.space, B::view_len(&lengths));
+        if space.vocab > 1 << 16 {
+            return Err(Error::argument("vocabulary of 16-bit tokens", "at most 65536 ids", space.vocab));
+        }
+        if let Some((name, _)) = self.customs.first() {
+            let got = format!("the closure '{name}'");
+            return Err(Error::argument("features of 16-bit tokens", "features that are data", got));
+        }
+        expect_len("tokens", rows * space.longest as usize, B::view_len(&tokens))?;
+        expect_len("features of the batch", rows * self.len(), B::view_mut_len(&phi))?;
+        if rows == 0 || self.is_empty() {
+            return Ok(());
+        }
+        backend.features(self, TokenRows { space, rows, tokens, lengths }, None, phi)
     }
 
     /// What the closures say, `[rows, closures]`.
@@ -203,6 +248,11 @@ impl FeatureTable<Cpu> {
     /// Number of token classes C.
     pub(super) fn width(&self) -> usize {
         self.words[1] as usize
+    }
+
+    /// The next states of an automaton over classes, `[S, C]`.
+    pub(super) fn transitions(&self, entry: &Entry) -> &[u32] {
+        self.slice(entry.first, entry.size as usize * self.width())
     }
 
     /// Number of hidden values H.

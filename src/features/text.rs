@@ -2,11 +2,13 @@
 
 use std::fmt::Display;
 
+use regex_automata::MatchKind;
 use regex_automata::dfa::{Automaton as _, StartKind, dense};
 use regex_automata::nfa::thompson;
 use regex_automata::util::{primitives::StateID, start};
 use regex_syntax::hir::Hir;
 
+use super::build::count_value;
 use super::spelled::{Spelled, Symbols};
 use super::{Feature, explore, words};
 use crate::error::{Error, Result};
@@ -79,6 +81,11 @@ impl Spelling {
         let (of, symbols, next, values) = match feature {
             Feature::Regex(pattern) => regex(pattern, name, limit)?,
             Feature::AnyText(texts) => any_text(texts, limit).ok_or_else(|| too_large(name, limit))?,
+            Feature::Count { of, most } => match &**of {
+                Feature::Regex(pattern) => count_regex(pattern, *most, name, limit)?,
+                Feature::AnyText(texts) => count_texts(texts, *most, limit).ok_or_else(|| too_large(name, limit))?,
+                other => unreachable!("{} is not counted over text", other.kind()),
+            },
             other => unreachable!("{} is no feature of the text", other.kind()),
         };
         let (next, values) = match self.separator {
@@ -129,51 +136,129 @@ fn too_large(name: &str, limit: usize) -> Error {
     Error::argument(format!("automaton of feature '{name}'"), format!("at most {limit} states"), "more")
 }
 
-/// The automaton of the texts in which the expression matches anywhere: once it has, it stays so.
-fn regex(pattern: &str, name: &str, limit: usize) -> Result<OverBytes> {
-    const MATCHED: u32 = u32::MAX;
-    let too_large = || too_large(name, limit);
-    let hir = parse(pattern, name)?;
-    // Bytes that determinisation may take: a state costs its row of up to 257 words, and its set of NFA states.
-    let bytes = limit.saturating_mul(4096).clamp(1 << 20, 1 << 30);
-    let nfa = thompson::Compiler::new()
-        .configure(thompson::Config::new().utf8(false).nfa_size_limit(Some(bytes)))
-        .build_from_hir(&hir)
-        .map_err(|_| too_large())?;
-    let config = dense::Config::new().accelerate(false).start_kind(StartKind::Unanchored);
-    let config = config.dfa_size_limit(Some(bytes)).determinize_size_limit(Some(bytes));
-    let dfa = dense::Builder::new().configure(config).build_from_nfa(&nfa).map_err(|_| too_large())?;
-    let start = dfa.start_state(&start::Config::new()).map_err(|_| too_large())?;
-    let classes = dfa.byte_classes();
-    let of: [u8; 256] = std::array::from_fn(|byte| classes.get(byte as u8));
-    let bytes: Vec<u8> = classes.representatives(0..=255).filter_map(|unit| unit.as_u8()).collect();
-    let id = |state: StateID| if dfa.is_match_state(state) { MATCHED } else { state.as_u32() };
-    let state = |id: u32| StateID::new_unchecked(id as usize);
-    let step = |from: u32, symbol: usize| match from {
-        MATCHED => MATCHED,
-        from => id(dfa.next_state(state(from), bytes[symbol])),
-    };
-    let (states, next) = explore(id(start), bytes.len(), limit, step).ok_or_else(too_large)?;
-    let accepts = |&id: &u32| id == MATCHED || dfa.is_match_state(dfa.next_eoi_state(state(id)));
-    Ok((of, bytes.len(), next, states.iter().map(|id| f32::from(u8::from(accepts(id)))).collect()))
+/// A determinised expression, to be searched for from any place on.
+struct Determined {
+    dfa: dense::DFA<Vec<u32>>,
+    start: StateID,
+    /// Symbol of each byte.
+    of: [u8; 256],
+    /// A byte of each symbol.
+    bytes: Vec<u8>,
 }
 
-/// The automaton of the texts in which any of `texts` occurs; `None` where even its smallest form is likely to have more
-/// than `limit` states: words share beginnings and ends, but hardly more than this.
-fn any_text(texts: &[String], limit: usize) -> Option<OverBytes> {
-    const SHARED: usize = 64;
-    if texts.iter().map(String::len).sum::<usize>() / SHARED > limit {
-        return None;
+impl Determined {
+    fn new(pattern: &str, kind: MatchKind, name: &str, limit: usize) -> Result<Self> {
+        let too_large = || too_large(name, limit);
+        let hir = parse(pattern, name)?;
+        // Bytes that determinisation may take: a state costs its row of up to 257 words, and its set of NFA states.
+        let bytes = limit.saturating_mul(4096).clamp(1 << 20, 1 << 30);
+        let nfa = thompson::Compiler::new()
+            .configure(thompson::Config::new().utf8(false).nfa_size_limit(Some(bytes)))
+            .build_from_hir(&hir)
+            .map_err(|_| too_large())?;
+        let config = dense::Config::new().accelerate(false).start_kind(StartKind::Unanchored).match_kind(kind);
+        let config = config.dfa_size_limit(Some(bytes)).determinize_size_limit(Some(bytes));
+        let dfa = dense::Builder::new().configure(config).build_from_nfa(&nfa).map_err(|_| too_large())?;
+        let start = dfa.start_state(&start::Config::new()).map_err(|_| too_large())?;
+        let classes = dfa.byte_classes();
+        let of: [u8; 256] = std::array::from_fn(|byte| classes.get(byte as u8));
+        let bytes: Vec<u8> = classes.representatives(0..=255).filter_map(|unit| unit.as_u8()).collect();
+        Ok(Determined { dfa, start, of, bytes })
     }
-    let (mut of, mut symbols) = ([0_u8; 256], 1);
-    // Symbol 0: bytes in no word. UTF-8 has fewer than 256 different bytes, so the numbers suffice.
-    for byte in texts.iter().flat_map(|text| text.bytes()) {
-        if of[byte as usize] == 0 {
-            of[byte as usize] = symbols as u8;
-            symbols += 1;
+
+    /// The state after a symbol. It matches where a match ended *before* the symbol: what follows may decide that.
+    fn step(&self, from: StateID, symbol: usize) -> StateID {
+        self.dfa.next_state(from, self.bytes[symbol])
+    }
+
+    /// Whether a match ends with the text.
+    fn matches_at_end(&self, state: StateID) -> bool {
+        self.dfa.is_match_state(self.dfa.next_eoi_state(state))
+    }
+}
+
+/// The automaton of the texts in which the expression matches anywhere: once it has, it stays so.
+fn regex(pattern: &str, name: &str, limit: usize) -> Result<OverBytes> {
+    let regex = Determined::new(pattern, MatchKind::LeftmostFirst, name, limit)?;
+    // `None`: it has matched.
+    let unless_matched = |state: StateID| (!regex.dfa.is_match_state(state)).then_some(state);
+    let step = |from: Option<StateID>, symbol: usize| unless_matched(regex.step(from?, symbol));
+    let symbols = regex.bytes.len();
+    let found = explore(unless_matched(regex.start), symbols, limit, step);
+    let (states, next) = found.ok_or_else(|| too_large(name, limit))?;
+    let accepts = |state: &Option<StateID>| state.is_none_or(|state| regex.matches_at_end(state));
+    Ok((regex.of, symbols, next, states.iter().map(|state| f32::from(u8::from(accepts(state)))).collect()))
+}
+
+/// The automaton that counts the places at which a match of the expression ends, up to `most`, in its states.
+fn count_regex(pattern: &str, most: u32, name: &str, limit: usize) -> Result<OverBytes> {
+    let regex = Determined::new(pattern, MatchKind::All, name, limit)?;
+    let step = |(from, count): (StateID, u32), symbol: usize| {
+        let to = regex.step(from, symbol);
+        up_to(most, regex.start, to, count + u32::from(regex.dfa.is_match_state(to)))
+    };
+    let symbols = regex.bytes.len();
+    let found = explore((regex.start, 0), symbols, limit, step);
+    let (states, next) = found.ok_or_else(|| too_large(name, limit))?;
+    let count = |&(state, count): &(StateID, u32)| count + u32::from(regex.matches_at_end(state));
+    Ok((regex.of, symbols, next, states.iter().map(|state| count_value(count(state), most)).collect()))
+}
+
+/// A state with a count; where that is `most`, the state no longer matters, and is `start`.
+fn up_to<S>(most: u32, start: S, state: S, count: u32) -> (S, u32) {
+    if count >= most { (start, most) } else { (state, count) }
+}
+
+/// Words share beginnings and ends, but hardly more than this.
+const SHARED: usize = 64;
+
+/// Texts as words over symbols.
+struct Texts<'a> {
+    texts: &'a [String],
+    /// Symbol of each byte; 0: bytes in no word.
+    of: [u8; 256],
+    symbols: usize,
+}
+
+impl<'a> Texts<'a> {
+    fn new(texts: &'a [String]) -> Self {
+        let (mut of, mut symbols) = ([0_u8; 256], 1);
+        // UTF-8 has fewer than 256 different bytes, so the numbers suffice.
+        for byte in texts.iter().flat_map(|text| text.bytes()) {
+            if of[byte as usize] == 0 {
+                of[byte as usize] = symbols as u8;
+                symbols += 1;
+            }
         }
+        Texts { texts, of, symbols }
     }
-    let words = texts.iter().map(|text| text.bytes().map(|byte| u32::from(of[byte as usize])));
-    let (next, values) = words::AhoCorasick::new(words, symbols)?.containing();
-    Some((of, symbols, next, values))
+
+    /// The automaton of these words; `None` where even the smallest one is likely to have more than `limit` states.
+    fn automaton(&self, limit: usize) -> Option<words::AhoCorasick> {
+        if self.texts.iter().map(String::len).sum::<usize>() / SHARED > limit {
+            return None;
+        }
+        let words = self.texts.iter().map(|text| text.bytes().map(|byte| u32::from(self.of[byte as usize])));
+        words::AhoCorasick::new(words, self.symbols)
+    }
+}
+
+/// The automaton of the texts in which any of `texts` occurs; `None` where it is likely to have more than `limit` states.
+fn any_text(texts: &[String], limit: usize) -> Option<OverBytes> {
+    let texts = Texts::new(texts);
+    let (next, values) = texts.automaton(limit)?.containing();
+    Some((texts.of, texts.symbols, next, values))
+}
+
+/// The automaton that counts the places at which any of `texts` ends, up to `most`, in its states; `None` where it has more
+/// than `limit`.
+fn count_texts(texts: &[String], most: u32, limit: usize) -> Option<OverBytes> {
+    let texts = Texts::new(texts);
+    let automaton = texts.automaton(limit)?;
+    let step = |(from, count): (u32, u32), symbol: usize| {
+        let to = automaton.step(from, symbol);
+        up_to(most, 0, to, count + u32::from(automaton.ends_in(to)))
+    };
+    let (states, next) = explore((0, 0), texts.symbols, limit, step)?;
+    Some((texts.of, texts.symbols, next, states.iter().map(|&(_, count)| count_value(count, most)).collect()))
 }

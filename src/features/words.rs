@@ -10,20 +10,28 @@ pub(super) struct AhoCorasick {
     width: usize,
     /// The state after a symbol, `[S, symbols]`.
     next: Vec<u32>,
-    /// Whether a word ends here, `[S]`.
-    pub ends: Vec<bool>,
+    /// The labels of the words that end here, `[S]`.
+    pub ends: Vec<u32>,
 }
 
 impl AhoCorasick {
     /// The automaton of `words` over symbols below `symbols`; `None` where there would be too many states.
     pub fn new<W: IntoIterator<Item = u32>>(words: impl IntoIterator<Item = W>, symbols: usize) -> Option<Self> {
-        let mut this = AhoCorasick { width: symbols, next: vec![NONE; symbols], ends: vec![false] };
-        for word in words {
+        AhoCorasick::labelled(words.into_iter().map(|word| (word, 1)), symbols)
+    }
+
+    /// The same of words with labels, each a set of bits.
+    pub fn labelled<W: IntoIterator<Item = u32>>(
+        words: impl IntoIterator<Item = (W, u32)>,
+        symbols: usize,
+    ) -> Option<Self> {
+        let mut this = AhoCorasick { width: symbols, next: vec![NONE; symbols], ends: vec![0] };
+        for (word, label) in words {
             let mut state = 0;
             for symbol in word {
                 state = this.child(state, symbol as usize)?;
             }
-            this.ends[state] = true;
+            this.ends[state] |= label;
         }
         this.complete();
         Some(this)
@@ -35,7 +43,7 @@ impl AhoCorasick {
             let fresh = u32::try_from(self.ends.len()).ok().filter(|&fresh| fresh < NONE)?;
             self.next[at] = fresh;
             self.next.extend(std::iter::repeat_n(NONE, self.width));
-            self.ends.push(false);
+            self.ends.push(0);
         }
         Some(self.next[at] as usize)
     }
@@ -60,6 +68,21 @@ impl AhoCorasick {
         }
     }
 
+    /// Number of symbols.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The state after a symbol, `[S, symbols]`.
+    pub fn transitions(&self) -> &[u32] {
+        &self.next
+    }
+
+    /// Whether a word ends in `state`.
+    pub fn ends_in(&self, state: u32) -> bool {
+        self.ends[state as usize] != 0
+    }
+
     /// The state after `symbol`.
     pub fn step(&self, state: u32, symbol: usize) -> u32 {
         self.next[state as usize * self.width + symbol]
@@ -67,7 +90,7 @@ impl AhoCorasick {
 
     /// Next states and values of the texts that contain a word: the states in which one ends become a last one.
     pub fn containing(&self) -> (Vec<u32>, Vec<f32>) {
-        let once = |state: u32| if self.ends[state as usize] { NONE } else { state };
+        let once = |state: u32| if self.ends_in(state) { NONE } else { state };
         let step = |state: u32, symbol: usize| if state == NONE { NONE } else { once(self.step(state, symbol)) };
         let (states, next) = explore(once(0), self.width, usize::MAX, step).expect("no limit");
         (next, states.iter().map(|&state| f32::from(u8::from(state == NONE))).collect())

@@ -376,8 +376,8 @@ impl Run<'_> {
     }
 }
 
-/// The rows of a sample of r that rejection keeps under `potential`, as a sample of p: log q = log P − log Ẑ, where
-/// Ẑ = exp(β)·(share kept) has the relative error √((1 − share)/(share·rows)).
+/// The rows of a sample of q (r, or what draws in its place) that rejection keeps under `potential`, as a sample of
+/// q·b·exp⟨λ, φ⟩/Ẑ, where Ẑ = exp(β)·(share kept) has the relative error √((1 − share)/(share·rows)).
 fn reject(sample: &Sample, potential: &Potential, draw: Draw, round: usize) -> Result<Sample> {
     let rows: Vec<usize> = (0..sample.rows()).collect();
     let ranges: Vec<_> = (0..sample.features).map(|i| sample.range(i, &rows)).collect();
@@ -393,7 +393,7 @@ fn reject(sample: &Sample, potential: &Potential, draw: Draw, round: usize) -> R
         return Err(Error::no_answer("fit", reason));
     }
     let mut kept_sample = sample.take(&kept);
-    kept_sample.log_q = kept.iter().map(|&row| log_p[row] - bound - share.ln()).collect();
+    kept_sample.log_q = kept.iter().map(|&row| sample.log_q[row] + log_odds[row] - share.ln()).collect();
     kept_sample.log_q_error = ((1.0 - share) / (share * sample.rows() as f64)).sqrt();
     Ok(kept_sample)
 }

@@ -1,7 +1,7 @@
 //! The potential P(x) = r(x)·b(x)·exp⟨λ, φ(x)⟩, in log space.
 //!
 //! [`Potential`] is what follows from the features, a [`Role`] for each; a [`Formula`] says by name what all of P is, with
-//! products of several models and rewards for r ([`Product`], [`Reward`]).
+//! products of several models and rewards for r ([`Product`], [`SampledProduct`], [`Reward`]).
 
 use crate::backend::{Backend, Cpu, Memory};
 use crate::error::{Error, Result, expect_len};
@@ -11,7 +11,7 @@ mod gpu;
 mod product;
 
 pub use formula::{Factor, Formula, Linear, exp, forbid, model, phi, require, reward};
-pub use product::{Product, Reward};
+pub use product::{Product, Reward, SampledProduct};
 
 /// What the potential does with one feature.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]

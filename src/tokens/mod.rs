@@ -3,7 +3,7 @@
 //! A sequence is a string of content tokens ended by EOS, or one cut at the longest length; the cut ones are members
 //! of the space in their own right, so that Σₓ π(x) = 1. BOS and PAD never occur inside a sequence.
 
-use crate::backend::{Backend, Cpu, Memory};
+use crate::backend::{Backend, Cpu, Element, Memory};
 use crate::error::{Error, Result};
 
 mod gpu;
@@ -15,6 +15,11 @@ pub use vocab::{Unit, Vocab};
 
 /// A token id, an index into the vocabulary.
 pub type Token = u32;
+
+/// A token id as it lies in memory: a [`Token`], or 16 bits of one where the vocabulary has at most 2¹⁶ ids.
+pub trait TokenId: Element + Ord + Into<Token> {}
+impl TokenId for Token {}
+impl TokenId for u16 {}
 
 /// The space of sequences over a vocabulary: which ids exist, what three of them mean, and the longest length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -91,6 +96,18 @@ impl TokenKernel for Cpu {
     }
 }
 
+/// Rows of tokens as kernels read them, borrowed.
+pub struct TokenRows<'a, B: Memory, T: TokenId> {
+    /// The space all rows belong to.
+    pub space: Space,
+    /// Number of rows.
+    pub rows: usize,
+    /// Tokens, `[rows, space.longest]`.
+    pub tokens: B::View<'a, T>,
+    /// Lengths in tokens, EOS included, `[rows]`.
+    pub lengths: B::View<'a, u32>,
+}
+
 /// A ragged batch: `rows` sequences, row-major with a stride of `space.longest` tokens, the rest of a row PAD.
 pub struct Batch<B: Memory = Cpu> {
     /// The space all rows belong to.
@@ -157,6 +174,13 @@ impl<B: Backend> Batch<B> {
 }
 
 impl<B: Memory> Batch<B> {
+    /// The rows in use, borrowed.
+    pub fn view(&self) -> TokenRows<'_, B, Token> {
+        let (space, rows) = (self.space, self.rows);
+        let tokens = B::view(&self.tokens, rows * space.longest as usize);
+        TokenRows { space, rows, tokens, lengths: B::view(&self.lengths, rows) }
+    }
+
     /// The same rows on the host.
     ///
     /// # Errors

@@ -287,6 +287,12 @@ kernels! {
     FeaturesMapped = "features_mapped",
     /// `features.cu`: table and states in global memory.
     FeaturesGlobal = "features_global",
+    /// `features.cu`: tokens of 16 bits, table and states in shared memory.
+    FeaturesSharedU16 = "features_shared_u16",
+    /// `features.cu`: tokens of 16 bits, the class map in global memory.
+    FeaturesMappedU16 = "features_mapped_u16",
+    /// `features.cu`: tokens of 16 bits, table and states in global memory.
+    FeaturesGlobalU16 = "features_global_u16",
     /// `pool.cu`: log w of new draws, and their mean.
     PoolWeigh = "pool_weigh",
     /// `pool.cu`: returns under control by a KL divergence.

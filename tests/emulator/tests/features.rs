@@ -12,6 +12,7 @@ on_every_backend!(
     all_kinds_have_the_bits_of_the_cpu,
     a_class_map_beyond_shared_memory,
     a_table_beyond_shared_memory,
+    words_share_an_automaton,
     texts_are_walked_over_what_spells_their_tokens,
     closures_and_combinations,
     rows_out_of_range_are_nan_and_the_first_is_named,
@@ -57,17 +58,39 @@ mod cases {
         (download(gpu, &phi), status)
     }
 
+    /// The same of tokens of 16 bits.
+    fn evaluate_compact<L: Launcher>(gpu: &Gpu<L>, set: &FeatureSet, batch: &Batch) -> (Vec<f32>, ebm_dpg::Result<()>) {
+        let compact: Vec<u16> = batch.view().tokens.iter().map(|&token| token as u16).collect();
+        let (tokens, lengths) = (upload(gpu, &compact), upload(gpu, batch.view().lengths));
+        let len = batch.rows * set.len();
+        let mut phi = upload(gpu, &vec![7.0_f32; len]);
+        let views = (Gpu::<L>::view(&tokens, compact.len()), Gpu::<L>::view(&lengths, batch.rows));
+        let table = set.compile(gpu).unwrap();
+        table.evaluate_compact(gpu, views.0, views.1, Gpu::<L>::view_mut(&mut phi, len)).unwrap();
+        let status = gpu.check();
+        (download(gpu, &phi), status)
+    }
+
     fn as_on_the_cpu<L: Launcher>(gpu: &Gpu<L>, set: &FeatureSet, batch: &Batch) {
         let mut want = vec![0.0; batch.rows * set.len()];
         set.compile(&Cpu).unwrap().evaluate(&Cpu, batch, &mut want).unwrap();
         let (got, status) = evaluate(gpu, set, batch);
         status.unwrap();
         assert_eq!(bits(&got), bits(&want), "T = {}, {} rows", batch.space.longest, batch.rows);
+        if !set.features().iter().any(has_closure) {
+            let (got, status) = evaluate_compact(gpu, set, batch);
+            status.unwrap();
+            assert_eq!(bits(&got), bits(&want), "16 bits, T = {}, {} rows", batch.space.longest, batch.rows);
+        }
+    }
+
+    fn has_closure(feature: &Feature) -> bool {
+        matches!(feature, Feature::Custom(_)) || feature.parts().iter().any(has_closure)
     }
 
     pub fn all_kinds_have_the_bits_of_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
         // Around the tile of 32 tokens and the 16-byte copies; rows around a warp and a block.
-        for (longest, rows) in [(1, 3), (31, 33), (32, 1), (33, 300), (36, 64), (70, 40)] {
+        for (longest, rows) in [(1, 3), (31, 33), (32, 1), (33, 300), (36, 64), (70, 40), (136, 33)] {
             let space = Space::new(4, longest).unwrap();
             let longest = longest as usize;
             let mut features = vec![Feature::Length, Feature::LengthSquared];
@@ -121,6 +144,43 @@ mod cases {
         // More features than leave through a tile.
         features.resize(80, Feature::EndsWith(vec![1]));
         as_on_the_cpu(gpu, &set(space, features), &batch(space, 40));
+    }
+
+    /// Alone, where they look up their own classes, and beside others; more features than bits; classes and states in
+    /// global memory.
+    pub fn words_share_an_automaton<L: Launcher>(gpu: &Gpu<L>) {
+        let words = |features: usize, longest: usize| {
+            (0..features).map(move |n| match n % 5 {
+                0 => Feature::AnyOf(vec![
+                    pattern(n as u64, longest.min(3)),
+                    pattern(n as u64 + 90, longest.min(5)),
+                    vec![2],
+                ]),
+                _ => Feature::Contains(pattern(n as u64 + 40, longest.min(3 + n % 7))),
+            })
+        };
+        for (symbols, longest, features) in [(4, 1, 20), (4, 70, 20), (4, 136, 40), (60_000, 33, 36)] {
+            let space = Space::new(symbols, longest).unwrap();
+            let alone: Vec<Feature> = words(features, longest as usize).collect();
+            let report = set(space, alone.clone()).compile(&Cpu).unwrap().report();
+            let entries = features.div_ceil(32);
+            assert!(longest == 1 || report.entries.iter().filter(|e| e.path == "words").count() == entries, "{report}");
+            as_on_the_cpu(gpu, &set(space, alone.clone()), &batch(space, 90));
+            let beside = [Feature::Length, Feature::EndsWith(vec![1]), Feature::EditDistance(vec![1])];
+            as_on_the_cpu(gpu, &set(space, alone.iter().cloned().chain(beside).collect()), &batch(space, 90));
+            let large = Feature::MultipleOf { modulus: 40_000, zero: 0, one: 1 };
+            as_on_the_cpu(gpu, &set(space, alone.into_iter().chain([large]).collect()), &batch(space, 90));
+        }
+        // A token outside the vocabulary, where classes are looked up on the way.
+        let space = Space::new(4, 70).unwrap();
+        let mut batch = batch(space, 40);
+        batch.lengths[9] = 70;
+        batch.tokens[9 * 70 + 66] = u32::MAX;
+        let set = set(space, words(20, 70).collect());
+        for (phi, status) in [evaluate(gpu, &set, &batch), evaluate_compact(gpu, &set, &batch)] {
+            assert!(status.unwrap_err().to_string().contains("row 9"));
+            assert!(phi[180..200].iter().all(|value| value.is_nan()) && !phi[179].is_nan() && !phi[200].is_nan());
+        }
     }
 
     pub fn texts_are_walked_over_what_spells_their_tokens<L: Launcher>(gpu: &Gpu<L>) {
@@ -183,9 +243,10 @@ mod cases {
         // A token behind the end is nobody's business.
         batch.tokens[5 * 40 + 39] = u32::MAX;
         batch.lengths[5] = batch.lengths[5].min(39);
-        let (got, status) = evaluate(gpu, &set, &batch);
-        assert!(status.unwrap_err().to_string().starts_with("row 41 of the batch"));
-        assert_eq!(bits(&got), bits(&want));
+        for (got, status) in [evaluate(gpu, &set, &batch), evaluate_compact(gpu, &set, &batch)] {
+            assert!(status.unwrap_err().to_string().starts_with("row 41 of the batch"));
+            assert_eq!(bits(&got), bits(&want));
+        }
     }
 
     /// The first tile is on its way when a warp finds that none of its rows has a length.
