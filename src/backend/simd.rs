@@ -56,6 +56,8 @@ impl Isa {
 pub trait Simd: Copy {
     /// Whether a row of four vectors fits a micro-kernel of six rows in registers.
     const WIDE: bool;
+    /// Sixteen f64 lanes, for sums.
+    type Wide: Copy;
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
@@ -65,6 +67,8 @@ pub trait Simd: Copy {
     unsafe fn div(self, other: Self) -> Self;
     /// `self · factor + addend`, rounded once.
     unsafe fn fma(self, factor: Self, addend: Self) -> Self;
+    /// `self · factor − subtrahend`, rounded once.
+    unsafe fn fms(self, factor: Self, subtrahend: Self) -> Self;
     unsafe fn max(self, other: Self) -> Self;
     unsafe fn min(self, other: Self) -> Self;
     /// `self · 2^power` for integral powers in [−126, 127].
@@ -73,6 +77,16 @@ pub trait Simd: Copy {
     unsafe fn zero_below(self, test: Self, limit: Self) -> Self;
     /// Lane i where bit i of `bits` is set, else `other`'s.
     unsafe fn select(self, bits: u16, other: Self) -> Self;
+    /// Whether a lane is greater than `other`'s.
+    unsafe fn any_above(self, other: Self) -> bool;
+    /// The largest of lanes that are not NaN.
+    unsafe fn max_lane(self) -> f32;
+    unsafe fn wide(lanes: &[f64; LANES]) -> Self::Wide;
+    unsafe fn wide_lanes(wide: Self::Wide) -> [f64; LANES];
+    /// Each lane of `sums` and this one's.
+    unsafe fn add_wide(self, sums: Self::Wide) -> Self::Wide;
+    /// The lanes added in pairs, halves first.
+    unsafe fn wide_sum(sums: Self::Wide) -> f64;
     /// Sixteen f16, exact.
     unsafe fn load_f16(from: *const f16) -> Self;
     /// The nearest f16.
@@ -103,11 +117,6 @@ pub trait Simd: Copy {
             }
         }
         lanes[0]
-    }
-
-    #[inline(always)]
-    unsafe fn max_lane(self) -> f32 {
-        unsafe { self.lanes() }.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
 
     /// eˣ to about one ulp: n = round(x·log₂e), r = x − n·ln 2 in two parts, a degree-6 polynomial in r (Cephes `expf`),
@@ -143,7 +152,7 @@ pub trait Simd: Copy {
             // As in `exp`.
             let magic = Self::splat(12_582_912.0);
             let n = x.fma(factor, magic).sub(magic);
-            let f = x.fma(factor, Self::splat(0.0).sub(n));
+            let f = x.fms(factor, n);
             // Minimax of (2^f − 1)/f on [−½, ½] in relative error of 2^f: 9.2e-8.
             let p = Self::splat(1.326_472_7e-3).fma(f, Self::splat(9.671_513e-3));
             let p = p.fma(f, Self::splat(5.550_733_6e-2)).fma(f, Self::splat(2.402_224_2e-1));
@@ -180,6 +189,7 @@ impl Scalar {
 
 impl Simd for Scalar {
     const WIDE: bool = false;
+    type Wide = [f64; LANES];
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         Scalar([value; LANES])
@@ -215,6 +225,10 @@ impl Simd for Scalar {
         Scalar(std::array::from_fn(|lane| self.0[lane].mul_add(factor.0[lane], addend.0[lane])))
     }
     #[inline(always)]
+    unsafe fn fms(self, factor: Self, subtrahend: Self) -> Self {
+        Scalar(std::array::from_fn(|lane| self.0[lane].mul_add(factor.0[lane], -subtrahend.0[lane])))
+    }
+    #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {
         // As the instruction does: the second operand where either is NaN.
         self.zip(other, |a, b| if a > b { a } else { b })
@@ -234,6 +248,40 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn select(self, bits: u16, other: Self) -> Self {
         Scalar(std::array::from_fn(|lane| if bits >> lane & 1 == 1 { self.0[lane] } else { other.0[lane] }))
+    }
+    #[inline(always)]
+    unsafe fn any_above(self, other: Self) -> bool {
+        (0..LANES).any(|lane| self.0[lane] > other.0[lane])
+    }
+    #[inline(always)]
+    unsafe fn max_lane(mut self) -> f32 {
+        for width in [8, 4, 2, 1] {
+            for lane in 0..width {
+                self.0[lane] = if self.0[lane] > self.0[lane + width] { self.0[lane] } else { self.0[lane + width] };
+            }
+        }
+        self.0[0]
+    }
+    #[inline(always)]
+    unsafe fn wide(lanes: &[f64; LANES]) -> Self::Wide {
+        *lanes
+    }
+    #[inline(always)]
+    unsafe fn wide_lanes(wide: Self::Wide) -> [f64; LANES] {
+        wide
+    }
+    #[inline(always)]
+    unsafe fn add_wide(self, sums: Self::Wide) -> Self::Wide {
+        std::array::from_fn(|lane| sums[lane] + f64::from(self.0[lane]))
+    }
+    #[inline(always)]
+    unsafe fn wide_sum(mut sums: Self::Wide) -> f64 {
+        for width in [8, 4, 2, 1] {
+            for lane in 0..width {
+                sums[lane] += sums[lane + width];
+            }
+        }
+        sums[0]
     }
     // SAFETY of the next four: the caller's pointer is valid for 16 values; an array needs no more alignment than those.
     #[inline(always)]
@@ -260,7 +308,26 @@ mod x86 {
 
     use half::{bf16, f16};
 
-    use super::Simd;
+    use super::{LANES, Simd};
+
+    /// The largest of eight lanes, halves first.
+    #[inline(always)]
+    unsafe fn max_of_eight(x: __m256) -> f32 {
+        unsafe {
+            let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
+        }
+    }
+
+    /// The sum of four lanes, halves first.
+    #[inline(always)]
+    unsafe fn sum_of_four(x: __m256d) -> f64 {
+        unsafe {
+            let x = _mm_add_pd(_mm256_castpd256_pd128(x), _mm256_extractf128_pd::<1>(x));
+            _mm_cvtsd_f64(_mm_add_sd(x, _mm_unpackhi_pd(x, x)))
+        }
+    }
 
     /// Rounding of conversions to f16: to nearest, without exceptions.
     const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
@@ -273,6 +340,7 @@ mod x86 {
     // machine with AVX-512F; unaligned loads and stores get the caller's valid pointers.
     impl Simd for Avx512 {
         const WIDE: bool = true;
+        type Wide = [__m512d; 2];
         #[inline(always)]
         unsafe fn prefetch(at: *const f32) {
             unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
@@ -310,6 +378,10 @@ mod x86 {
             Avx512(unsafe { _mm512_fmadd_ps(self.0, factor.0, addend.0) })
         }
         #[inline(always)]
+        unsafe fn fms(self, factor: Self, subtrahend: Self) -> Self {
+            Avx512(unsafe { _mm512_fmsub_ps(self.0, factor.0, subtrahend.0) })
+        }
+        #[inline(always)]
         unsafe fn max(self, other: Self) -> Self {
             Avx512(unsafe { _mm512_max_ps(self.0, other.0) })
         }
@@ -332,6 +404,45 @@ mod x86 {
         #[inline(always)]
         unsafe fn select(self, bits: u16, other: Self) -> Self {
             Avx512(unsafe { _mm512_mask_mov_ps(other.0, bits, self.0) })
+        }
+        #[inline(always)]
+        unsafe fn any_above(self, other: Self) -> bool {
+            unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, other.0) != 0 }
+        }
+        #[inline(always)]
+        unsafe fn max_lane(self) -> f32 {
+            unsafe {
+                let high = _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0));
+                max_of_eight(_mm256_max_ps(_mm512_castps512_ps256(self.0), _mm256_castpd_ps(high)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn wide(lanes: &[f64; LANES]) -> Self::Wide {
+            unsafe { [_mm512_loadu_pd(lanes.as_ptr()), _mm512_loadu_pd(lanes.as_ptr().add(8))] }
+        }
+        #[inline(always)]
+        unsafe fn wide_lanes(wide: Self::Wide) -> [f64; LANES] {
+            let mut lanes = [0.0; LANES];
+            unsafe {
+                _mm512_storeu_pd(lanes.as_mut_ptr(), wide[0]);
+                _mm512_storeu_pd(lanes.as_mut_ptr().add(8), wide[1]);
+            }
+            lanes
+        }
+        #[inline(always)]
+        unsafe fn add_wide(self, sums: Self::Wide) -> Self::Wide {
+            unsafe {
+                let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0)));
+                let low = _mm512_castps512_ps256(self.0);
+                [_mm512_add_pd(sums[0], _mm512_cvtps_pd(low)), _mm512_add_pd(sums[1], _mm512_cvtps_pd(high))]
+            }
+        }
+        #[inline(always)]
+        unsafe fn wide_sum(sums: Self::Wide) -> f64 {
+            unsafe {
+                let x = _mm512_add_pd(sums[0], sums[1]);
+                sum_of_four(_mm256_add_pd(_mm512_castpd512_pd256(x), _mm512_extractf64x4_pd::<1>(x)))
+            }
         }
         #[inline(always)]
         unsafe fn load_f16(from: *const f16) -> Self {
@@ -366,6 +477,11 @@ mod x86 {
     // SAFETY of every block below: as above, with AVX2 and FMA.
     impl Simd for Avx2 {
         const WIDE: bool = false;
+        type Wide = [__m256d; 4];
+        #[inline(always)]
+        unsafe fn prefetch(at: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        }
         #[inline(always)]
         unsafe fn splat(value: f32) -> Self {
             unsafe { Avx2(_mm256_set1_ps(value), _mm256_set1_ps(value)) }
@@ -402,6 +518,11 @@ mod x86 {
             unsafe { Avx2(_mm256_fmadd_ps(self.0, factor.0, addend.0), _mm256_fmadd_ps(self.1, factor.1, addend.1)) }
         }
         #[inline(always)]
+        unsafe fn fms(self, factor: Self, subtrahend: Self) -> Self {
+            let Avx2(low, high) = subtrahend;
+            unsafe { Avx2(_mm256_fmsub_ps(self.0, factor.0, low), _mm256_fmsub_ps(self.1, factor.1, high)) }
+        }
+        #[inline(always)]
         unsafe fn max(self, other: Self) -> Self {
             unsafe { Avx2(_mm256_max_ps(self.0, other.0), _mm256_max_ps(self.1, other.1)) }
         }
@@ -435,6 +556,51 @@ mod x86 {
                     _mm256_blendv_ps(o, x, _mm256_castsi256_ps(set))
                 };
                 Avx2(part(self.0, other.0, bits), part(self.1, other.1, bits >> 8))
+            }
+        }
+        #[inline(always)]
+        unsafe fn any_above(self, other: Self) -> bool {
+            unsafe {
+                let low = _mm256_cmp_ps::<_CMP_GT_OQ>(self.0, other.0);
+                _mm256_movemask_ps(_mm256_or_ps(low, _mm256_cmp_ps::<_CMP_GT_OQ>(self.1, other.1))) != 0
+            }
+        }
+        #[inline(always)]
+        unsafe fn max_lane(self) -> f32 {
+            unsafe { max_of_eight(_mm256_max_ps(self.0, self.1)) }
+        }
+        #[inline(always)]
+        unsafe fn wide(lanes: &[f64; LANES]) -> Self::Wide {
+            let from = lanes.as_ptr();
+            unsafe {
+                let low = [_mm256_loadu_pd(from), _mm256_loadu_pd(from.add(4))];
+                [low[0], low[1], _mm256_loadu_pd(from.add(8)), _mm256_loadu_pd(from.add(12))]
+            }
+        }
+        #[inline(always)]
+        unsafe fn wide_lanes(wide: Self::Wide) -> [f64; LANES] {
+            let mut lanes = [0.0; LANES];
+            for part in 0..4 {
+                unsafe { _mm256_storeu_pd(lanes.as_mut_ptr().add(4 * part), wide[part]) };
+            }
+            lanes
+        }
+        #[inline(always)]
+        unsafe fn add_wide(self, sums: Self::Wide) -> Self::Wide {
+            unsafe {
+                [
+                    _mm256_add_pd(sums[0], _mm256_cvtps_pd(_mm256_castps256_ps128(self.0))),
+                    _mm256_add_pd(sums[1], _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(self.0))),
+                    _mm256_add_pd(sums[2], _mm256_cvtps_pd(_mm256_castps256_ps128(self.1))),
+                    _mm256_add_pd(sums[3], _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(self.1))),
+                ]
+            }
+        }
+        #[inline(always)]
+        unsafe fn wide_sum(sums: Self::Wide) -> f64 {
+            unsafe {
+                let (low, high) = (_mm256_add_pd(sums[0], sums[2]), _mm256_add_pd(sums[1], sums[3]));
+                sum_of_four(_mm256_add_pd(low, high))
             }
         }
         #[inline(always)]

@@ -103,11 +103,9 @@ impl GradientKernel for Cpu {
     ) -> Result<()> {
         // Two reads of the logits: nothing is written before all rows are known to be good.
         let mut scores = vec![RowScore::default(); tokens.len()];
-        score(softmax, vocab, logits, tokens, Some(weights), false, &mut scores, |score| score)?;
+        score(softmax, vocab, logits, tokens, Some(weights), false, &mut scores, |score, _| score)?;
         write_gradients(&Softmax::new(softmax, vocab), logits, tokens, weights, &scores);
-        for ((log_prob, score), &weight) in log_probs.iter_mut().zip(&scores).zip(weights) {
-            *log_prob = if weight == 0.0 { f32::NAN } else { score.log_prob as f32 };
-        }
+        log_probs.iter_mut().zip(&scores).for_each(|(to, score)| *to = score.log_prob);
         Ok(())
     }
 

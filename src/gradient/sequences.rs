@@ -160,9 +160,9 @@ pub(super) fn on_the_cpu<T: Logit>(
     // A row outside of all sequences, or in one without a gradient, is not read.
     let mut weights = vec![0.0; tokens.len()];
     (0..coefficient.count()).filter(|&s| !coefficient.is_zero(s)).for_each(|s| weights[rows(s)].fill(1.0));
-    let mut found = vec![RowScore { log_prob: f64::NAN, ..RowScore::default() }; tokens.len()];
-    score(options, vocab, logits, tokens, Some(&weights), false, &mut found, |score| score)?;
-    let log_pi = |s: usize| found[rows(s)].iter().map(|row| f64::from(row.log_prob as f32)).sum();
+    let mut found = vec![RowScore::default(); tokens.len()];
+    score(options, vocab, logits, tokens, Some(&weights), false, &mut found, |score, _| score)?;
+    let log_pi = |s: usize| found[rows(s)].iter().map(|row| f64::from(row.log_prob)).sum();
     let log_pi: Vec<f64> = (0..coefficient.count()).map(log_pi).collect();
     for s in (0..coefficient.count()).filter(|&s| !coefficient.is_zero(s)) {
         let coefficient = coefficient.of(s, log_pi[s]) as f32;
@@ -177,7 +177,7 @@ pub(super) fn on_the_cpu<T: Logit>(
         let logits = &mut logits[first..last];
         write_gradients(&softmax, logits, &tokens[all.clone()], &weights[all.clone()], &found[all.clone()]);
     }
-    scores.log_probs[all.clone()].iter_mut().zip(&found[all]).for_each(|(to, row)| *to = row.log_prob as f32);
+    scores.log_probs[all.clone()].iter_mut().zip(&found[all]).for_each(|(to, row)| *to = row.log_prob);
     scores.log_pi.copy_from_slice(&log_pi);
     Ok(())
 }

@@ -127,11 +127,17 @@ impl LogProbKernel for Cpu {
         entropies: Option<&mut [f32]>,
     ) -> Result<()> {
         // Nothing is written before all rows are known to be good.
+        let Some(entropies) = entropies else {
+            let mut found = vec![0.0; tokens.len()];
+            score(softmax, vocab, logits, tokens, None, false, &mut found, |row, _| row.log_prob)?;
+            log_probs.copy_from_slice(&found);
+            return Ok(());
+        };
         let mut found = vec![[0.0; 2]; tokens.len()];
-        let keep = |row: RowScore| [row.log_prob as f32, row.entropy as f32];
-        score(softmax, vocab, logits, tokens, None, entropies.is_some(), &mut found, keep)?;
+        let keep = |row: RowScore, entropy| [row.log_prob, entropy];
+        score(softmax, vocab, logits, tokens, None, true, &mut found, keep)?;
         log_probs.iter_mut().zip(&found).for_each(|(to, found)| *to = found[0]);
-        entropies.into_iter().flatten().zip(&found).for_each(|(to, found)| *to = found[1]);
+        entropies.iter_mut().zip(&found).for_each(|(to, found)| *to = found[1]);
         Ok(())
     }
 
