@@ -156,10 +156,9 @@ fn from_every_checkpoint_the_end_is_the_same_bit_for_bit() {
         assert_eq!(with_checkpoints, uninterrupted, "{case}: writing changes nothing");
         assert_eq!(copies.len(), 8, "{case}");
         for (at, copy) in copies.iter().enumerate() {
-            let how = Checkpoints {
-                resume: Some(Checkpoint::load(copy).unwrap()),
-                ..Checkpoints::new(&room.path().join("on"))
-            };
+            let mut how = Checkpoints::new(&room.path().join("on"));
+            // The last alone: to wait for the disk is most of this test's time.
+            (how.every, how.resume) = (u64::MAX, Some(Checkpoint::load(copy).unwrap()));
             let resume = how.resume.as_ref().unwrap();
             assert_eq!((resume.history().len(), resume.samples()), (at + 1, 32 * 3 * (at + 1)), "{case}");
             // What the policy was before does not matter.
