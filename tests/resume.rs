@@ -9,8 +9,7 @@ use ebm_dpg::backend::Cpu;
 use ebm_dpg::exact::{Guide, LookAhead};
 use ebm_dpg::features::{Feature, FeatureSet, FeatureTable};
 use ebm_dpg::gradient::Divergence;
-use ebm_dpg::models::Tabular;
-use ebm_dpg::models::{Coefficients, Lstm, LstmShape, Markov, Policy};
+use ebm_dpg::models::{Coefficients, Lstm, LstmShape, Markov, Policy, Tabular};
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::tokens::{Batch, Space};
 use ebm_dpg::tune::{
@@ -370,7 +369,7 @@ fn states_of_other_models_change_nothing() {
     assert!(policy.state(true).unwrap() == before);
     // One that starts anew has no memory of what it was trained by.
     let batch = Batch::from_sequences(space(), &[vec![1, 1, 3]]).unwrap();
-    policy.gradient(&batch, &Coefficients::given(&[1.0]), &mut [0.0]).unwrap();
+    policy.gradient(&batch, &Coefficients::given(&[1.0][..]), &mut [0.0]).unwrap();
     policy.update(&AdamOptions::default()).unwrap();
     assert!(policy.state(true).unwrap().optimizer != before.optimizer);
     policy.reset_optimizer().unwrap();
