@@ -89,7 +89,9 @@ fn options(method: Method, proposal: Source) -> TuneOptions {
 }
 
 /// Everything a run leaves, bit for bit, and NaN equal to itself.
-fn outcome(policy: &Lstm, tuned: &Tuned) -> (BTreeMap<String, Vec<u32>>, String) {
+type Outcome = (BTreeMap<String, Vec<u32>>, String);
+
+fn outcome(policy: &Lstm, tuned: &Tuned) -> Outcome {
     let state = policy.state(true).unwrap();
     let adam = state.optimizer.unwrap();
     let bits = |part: &'static str, named: Vec<(String, Vec<f32>)>| {
@@ -102,11 +104,7 @@ fn outcome(policy: &Lstm, tuned: &Tuned) -> (BTreeMap<String, Vec<u32>>, String)
 }
 
 /// Runs with a checkpoint at each evaluation, keeps a copy of each, and returns them with what came of the run.
-fn copies(
-    world: &mut World,
-    options: &TuneOptions,
-    room: &Path,
-) -> (Vec<PathBuf>, (BTreeMap<String, Vec<u32>>, String)) {
+fn copies(world: &mut World, options: &TuneOptions, room: &Path) -> (Vec<PathBuf>, Outcome) {
     let how = Checkpoints::new(&room.join("checkpoint.safetensors"));
     let (mut policy, mut copies) = (lstm(5), Vec::<PathBuf>::new());
     let tuned = world.watched(&mut policy, options, Some(&how), || {
@@ -213,7 +211,7 @@ fn a_resumed_run_writes_where_the_uninterrupted_one_does_and_clears_what_the_kil
     // Evaluations 3 and 6, and the last.
     assert_eq!(seen, [288, 576, 768]);
     // From one at the fourth evaluation, as another interval leaves it.
-    let (at_fourth, _) = (copies(&mut world, &options, room.path()).0[3].clone(), ());
+    let at_fourth = copies(&mut world, &options, room.path()).0[3].clone();
     std::fs::write(room.path().join("checkpoint.safetensors.tmp-4194304"), "half a checkpo").unwrap();
     how.resume = Some(Checkpoint::load(&at_fourth).unwrap());
     std::fs::remove_file(&path).unwrap();
