@@ -61,7 +61,7 @@ impl Experiment for Motif {
         let features = FeatureSet::from_flags(space, &motif, &self.features, modulus)?;
         let splits = process.splits(common.seed, self.data_size, common.bounded(VALIDATION), common.bounded(TEST))?;
         let loaded = phase::load_base(common, space)?;
-        let mut output = Output::create(&common.out)?;
+        let mut output = Output::begin(self, "")?;
         let mut seconds = Seconds::default();
         let job = Job { options: self, process: &process, loaded };
         let (names, report) = match self.target {

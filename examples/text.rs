@@ -24,6 +24,7 @@ use support::experiment::{self as phase, Fitted};
 use support::options::{Options, Swap, Text, Want};
 use support::page;
 use support::report::{CrossEntropies, Features, Frequencies, MomentTable, Output, Report, Seconds};
+use support::resume::fingerprint;
 
 /// What is read where no file is given.
 const WORDS: &[u8] = include_bytes!("data/words.txt");
@@ -67,7 +68,7 @@ impl Experiment for Text {
         let features = corpus.features(&self.wants)?;
         let table = features.compile(backend)?;
         let loaded = phase::load_base(common, space)?;
-        let mut output = Output::create(&common.out)?;
+        let mut output = Output::begin(self, &corpus.fingerprint)?;
         corpus.warnings.iter().for_each(|warning| support::say(&format!("warning: {warning}")));
         let data = corpus.lines.upload(backend)?;
         let phase::Base { model: mut base, seconds } =
@@ -102,6 +103,8 @@ fn likelihood(rows: usize) -> LikelihoodOptions {
 
 /// The lines of a file, their symbols, and what was wrong with them.
 struct Corpus {
+    /// Of the bytes they were read from.
+    fingerprint: String,
     vocab: Vocab,
     lines: Splits,
     warnings: Vec<String>,
@@ -124,11 +127,11 @@ impl Corpus {
         };
         let lines = Lines::from_bytes(&bytes, Unit::Characters, None, Some(common.length + 1)).map_err(about_file)?;
         common.check_memory(lines.batch.space.vocab as usize, rows)?;
-        Corpus::split(lines, options).map_err(about_file)
+        Corpus::split(lines, fingerprint(&bytes), options).map_err(about_file)
     }
 
     /// Splits the lines by the seed.
-    fn split(lines: Lines, options: &Text) -> Result<Self> {
+    fn split(lines: Lines, fingerprint: String, options: &Text) -> Result<Self> {
         let rows = lines.batch.rows;
         if rows < 3 {
             let expected = "3 or more that are not blank: to train, to validate and to test";
@@ -153,7 +156,7 @@ impl Corpus {
             validation: take(&order[test..test + validation])?,
             train: take(&order[test + validation..][..train])?,
         };
-        Ok(Corpus { lines: splits, warnings: warnings(&lines, options), vocab: lines.vocab })
+        Ok(Corpus { fingerprint, lines: splits, warnings: warnings(&lines, options), vocab: lines.vocab })
     }
 
     /// One feature a wanted moment.

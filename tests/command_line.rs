@@ -1,7 +1,13 @@
-//! Bad options of the examples: one line with what was expected and what was got, exit status 2, nothing written.
+//! Bad options of the examples: one line with what was expected and what was got, exit status 2, nothing written. And
+//! runs that are interrupted.
 
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use ebm_dpg::rng::{Draw, Purpose};
+use ebm_dpg::tune::Checkpoint;
 
 /// An example that `cargo test` has built, beside the directory of this test.
 fn example(name: &str) -> PathBuf {
@@ -302,5 +308,193 @@ fn dry_runs_estimate_and_leave_nothing() {
         for what in ["memory, at most", "--hidden, --layers", "policy π", "judgement", "all of them"] {
             assert!(text.contains(what), "{text}");
         }
+    }
+}
+
+// Runs that are interrupted
+
+/// A run of a second; half of it is the policy's.
+const TINY: &str = "--hidden 4 --layers 1 --length 6 --batch 32 --samples 2000 --at-most 300 --seed 5";
+
+fn tiny(more: &str) -> Vec<String> {
+    format!("{TINY} {more}").split_whitespace().map(String::from).collect()
+}
+
+fn tiny_motif() -> Vec<String> {
+    tiny("--data-size 50 --motif 101")
+}
+
+/// `name` with `words` to its end.
+#[track_caller]
+fn finished(name: &str, words: &[String], out: &Path) {
+    let made = run(name, &words.iter().map(String::as_str).collect::<Vec<_>>(), out);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+/// What a run says in the end but for its seconds, the policy byte by byte, and the records but for their seconds.
+fn results(out: &Path) -> (String, Vec<u8>, Vec<String>) {
+    let text = |name: &str| fs::read_to_string(out.join(name)).expect("a finished run's file");
+    let report = text("report.json").split("\"seconds\"").next().expect("seconds come last").to_string();
+    let record = |line: &str| line.split_once(",\"samples\"").expect("seconds come first").1.to_string();
+    let policy = fs::read(out.join("policy.safetensors")).expect("a policy");
+    (report, policy, text("tuning.jsonl").lines().map(record).collect())
+}
+
+/// Starts `name` with `--resume` again and again and kills each (SIGKILL) after a random time, a fresh run whenever one has
+/// ended, until `least` were killed. Returns how many went on from a checkpoint.
+fn kill(name: &str, words: &[String], least: u64) -> usize {
+    let room = tempfile::tempdir().expect("a temporary directory");
+    let (whole, out) = (room.path().join("whole"), room.path().join("out"));
+    let started = Instant::now();
+    finished(name, words, &whole);
+    let (whole_time, wanted) = (started.elapsed().as_secs_f64(), results(&whole));
+    let (moments, mut starts, mut killed, mut resumed) = (Draw::new(1, Purpose::User), 0, 0, 0);
+    while killed < least {
+        let mut samples = 0;
+        loop {
+            let log = fs::File::create(room.path().join("log")).expect("a file");
+            let mut command = Command::new(example(name));
+            command.args(words).arg("--resume").arg("--out").arg(&out).stdout(Stdio::null()).stderr(log);
+            resumed += usize::from(samples > 0);
+            let mut child = command.spawn().expect("started");
+            starts += 1;
+            // Up to the time of the whole run, so that kills reach its last acts, too.
+            std::thread::sleep(Duration::from_secs_f64(whole_time * f64::from(moments.uniform(starts, 0))));
+            child.kill().expect("killed, or ended already");
+            let status = child.wait().expect("waited for");
+            if status.success() {
+                break;
+            }
+            let log = fs::read_to_string(room.path().join("log")).expect("a log");
+            assert_eq!(status.code(), None, "killed, not failed: {log}");
+            killed += 1;
+            // No checkpoint is ever lost, nor half there.
+            let now =
+                Checkpoint::load(&out.join("checkpoint.safetensors")).map_or(0, |checkpoint| checkpoint.samples());
+            assert!(now >= samples, "{now} draws after {samples}: {log}");
+            samples = now;
+        }
+        assert!(results(&out) == wanted, "{name}, after {killed} kills");
+        let names = |directory: &Path| -> Vec<_> {
+            let mut names: Vec<_> = fs::read_dir(directory)
+                .expect("a directory")
+                .map(|entry| entry.expect("an entry").file_name())
+                .collect();
+            // The time stands in the name of the event file.
+            names.retain(|name| !name.to_string_lossy().starts_with("events.out"));
+            names.sort();
+            names
+        };
+        assert_eq!(names(&out), names(&whole), "nothing is left over");
+        fs::remove_dir_all(&out).expect("removed");
+    }
+    resumed
+}
+
+#[test]
+fn killed_at_fifty_random_moments_motif_ends_as_if_it_never_was() {
+    let resumed = kill("motif", &tiny_motif(), 50);
+    assert!(resumed >= 10, "only {resumed} went on from a checkpoint");
+}
+
+#[test]
+fn killed_at_random_moments_text_ends_as_if_it_never_was() {
+    let room = tempfile::tempdir().expect("a temporary directory");
+    let lines = room.path().join("lines");
+    fs::write(&lines, "sing\nring\nrest\nreel\nlane\nbring\nking\nstar\n".repeat(20)).expect("a file");
+    kill("text", &tiny(&format!("--want ing=.5 --swap tv {}", lines.display())), 8);
+}
+
+#[test]
+fn resuming_a_finished_run_changes_nothing_and_other_options_are_refused() {
+    let room = tempfile::tempdir().expect("a temporary directory");
+    let out = room.path().join("out");
+    finished("motif", &tiny_motif(), &out);
+    let before = results(&out);
+    let resume: Vec<String> = tiny_motif().into_iter().chain(["--resume".into()]).collect();
+    finished("motif", &resume, &out);
+    assert_eq!(results(&out), before);
+    for (option, value, there) in [
+        ("--samples", "1000", "samples, 2000"),
+        ("--hidden", "8", "hidden, 4"),
+        ("--data-size", "60", "data-size, 50"),
+        ("--motif", "110", "motif, \"101\""),
+        ("--learning-rate", "0.02", "learning-rate, 0.01"),
+    ] {
+        let mut words: Vec<&str> = resume.iter().map(String::as_str).collect();
+        match words.iter().position(|&word| word == option) {
+            Some(at) => words[at + 1] = value,
+            None => words.extend([option, value]),
+        }
+        let refused = run("motif", &words, &out);
+        let line = String::from_utf8_lossy(&refused.stderr).lines().next().unwrap_or_default().to_string();
+        assert_eq!(refused.status.code(), Some(1), "{line}");
+        assert!(
+            line.starts_with("error: --resume ") && line.contains(&format!("expected its run's {there}, got ")),
+            "{line}"
+        );
+        assert!(line.ends_with(value) || line.contains(value), "{line}");
+        assert_eq!(results(&out), before);
+    }
+    // Without --resume the run of other options begins, and nothing of the other is taken for its own.
+    let mut words = tiny_motif();
+    words.extend(["--learning-rate".into(), "0.02".into()]);
+    finished("motif", &words, &out);
+    assert_ne!(results(&out), before);
+}
+
+#[test]
+fn lines_that_changed_are_not_resumed() {
+    let room = tempfile::tempdir().expect("a temporary directory");
+    let (lines, out) = (room.path().join("lines"), room.path().join("out"));
+    fs::write(&lines, "sing\nring\nrest\nreel\n".repeat(20)).expect("a file");
+    let words = tiny(&format!("--want ing=.5 {}", lines.display()));
+    finished("text", &words, &out);
+    fs::write(&lines, "sing\nring\nrest\nreal\n".repeat(20)).expect("a file");
+    let resume: Vec<&str> = words.iter().map(String::as_str).chain(["--resume"]).collect();
+    let refused = run("text", &resume, &out);
+    let line = String::from_utf8_lossy(&refused.stderr).to_string();
+    assert!(
+        refused.status.code() == Some(1) && line.contains("expected the lines that its run read, got others"),
+        "{line}"
+    );
+}
+
+/// No file may be larger than the first checkpoints: the disk is as good as full.
+#[cfg(unix)]
+#[test]
+fn a_checkpoint_that_does_not_fit_leaves_the_last_one_and_the_run_goes_on_later() {
+    let room = tempfile::tempdir().expect("a temporary directory");
+    let (whole, out) = (room.path().join("whole"), room.path().join("out"));
+    finished("motif", &tiny_motif(), &whole);
+    let limited = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 200; exec \"$0\" \"$@\""])
+        .arg(example("motif"))
+        .args(tiny_motif())
+        .arg("--out")
+        .arg(&out)
+        .output()
+        .expect("sh");
+    let told = String::from_utf8_lossy(&limited.stderr).to_string();
+    let last = told.lines().last().unwrap_or_default();
+    assert_eq!(limited.status.code(), Some(1), "{told}");
+    let words = ["error: ", "checkpoint.safetensors: cannot be written: "];
+    assert!(words.iter().all(|word| last.contains(word)) && !told.contains("panicked"), "{told}");
+    let kept = Checkpoint::load(&out.join("checkpoint.safetensors")).expect("the last one that fitted");
+    assert!(kept.samples() > 0 && kept.samples() < 2000);
+    let left: Vec<_> =
+        fs::read_dir(&out).expect("a directory").map(|entry| entry.expect("an entry").file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains("tmp")), "{left:?}");
+    assert!(!out.join("report.json").exists());
+    let resume: Vec<String> = tiny_motif().into_iter().chain(["--resume".into()]).collect();
+    finished("motif", &resume, &out);
+    assert_eq!(results(&out), results(&whole));
+}
+
+#[test]
+fn intervals_of_checkpoints() {
+    for value in ["0", "-1", "often", "1.5", ""] {
+        let line = refused("motif", &["--checkpoint-every", value], 2);
+        assert!(line.starts_with("error: --checkpoint-every: expected a count of 1 or more"), "{line}");
     }
 }

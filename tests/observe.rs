@@ -67,6 +67,63 @@ fn files_that_cannot_be_made_or_grow_are_errors() {
 }
 
 #[test]
+fn resumed_files_have_each_record_once() {
+    let history: Vec<_> = [64, 128, 192].map(record).into();
+    let names = vec!["first".to_string()];
+    // Records that the killed run wrote, and bytes of one more; then the checkpoint's history is two of them.
+    for written in 0..=3 {
+        for half in [0, 1, 30] {
+            let room = tempfile::tempdir().unwrap();
+            let path = room.path().join("tuning.jsonl");
+            let mut lines = JsonLines::create(&path).unwrap();
+            let mut board = TensorBoard::create(room.path(), &names).unwrap();
+            let event_file = board.path().to_path_buf();
+            for (at, record) in history[..written].iter().enumerate() {
+                lines.record(at as f64 + 0.5, record).unwrap();
+                board.record(at as f64 + 0.5, record).unwrap();
+            }
+            drop((lines, board));
+            for path in [&path, &event_file] {
+                let mut bytes = std::fs::read(path).unwrap();
+                bytes.extend(bytes.clone().iter().take(half));
+                std::fs::write(path, bytes).unwrap();
+            }
+            let mut lines = JsonLines::resume(&path, &history[..2]).unwrap();
+            let mut board = TensorBoard::resume(room.path(), &names, &history[..2]).unwrap();
+            assert_eq!(lines.seconds(), [0.0, 0.5, 1.5, 1.5][written]);
+            lines.record(9.0, &history[2]).unwrap();
+            board.record(9.0, &history[2]).unwrap();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let samples: Vec<_> = text
+                .lines()
+                .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["samples"].as_u64().unwrap())
+                .collect();
+            assert_eq!(samples, [64, 128, 192], "{written} written and {half} bytes");
+            assert_eq!(board.path(), event_file);
+            let file = std::fs::read(&event_file).unwrap();
+            let steps: Vec<_> = events(&file)[1..].iter().map(|event| event[9..12].to_vec()).collect();
+            assert_eq!(steps, [vec![16, 64, 42], vec![16, 128, 1], vec![16, 192, 1]], "{written} and {half}");
+        }
+    }
+}
+
+#[test]
+fn files_that_are_no_event_files_are_left_alone() {
+    let room = tempfile::tempdir().unwrap();
+    let names = vec!["first".to_string()];
+    let foreign = room.path().join("events.out.tfevents.0000000001.host");
+    let empty = room.path().join("events.out.tfevents.0000000002.ebm-dpg");
+    std::fs::write(&foreign, "foreign").unwrap();
+    std::fs::write(&empty, "").unwrap();
+    let board = TensorBoard::resume(room.path(), &names, &[record(64)]).unwrap();
+    assert!(board.path() != empty && events(&std::fs::read(board.path()).unwrap()).len() == 2);
+    TensorBoard::remove(room.path()).unwrap();
+    assert!(foreign.exists() && !empty.exists() && !board.path().exists());
+    let bad = room.path().join("none");
+    assert!(TensorBoard::resume(&bad, &names, &[]).is_err() && JsonLines::resume(&bad.join("a"), &[]).is_err());
+}
+
+#[test]
 fn each_alarm_is_raised_once_and_says_when() {
     let mut alarms = Alarms::new();
     let mut raised = |record: Record| {

@@ -7,6 +7,7 @@ use ebm_dpg::Result;
 use ebm_dpg::models::{Coefficients, Lstm, LstmBackend, LstmShape, Policy, Sampler, Scorer};
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space};
+use ebm_dpg::tune::TuneOptions;
 
 use super::experiment::JUDGED;
 use super::options::{Common, available_memory, gigabytes};
@@ -47,6 +48,7 @@ pub fn estimate<B: LstmBackend>(backend: &B, common: &Common, plan: &Plan) -> Re
     }
     let total = bytes.iter().map(|(_, bytes)| bytes).sum();
     let _ = writeln!(text, "{:<44} {:>12} of {} free", "all of them", gigabytes(total), gigabytes(available_memory()));
+    let _ = writeln!(text, "{:<44} {:>12}", "on disk, a checkpoint", gigabytes(checkpoint(common, plan.space)));
     let _ = writeln!(text, "\ntime, by a batch timed just now");
     let phases = seconds(common, plan, &rates);
     for (phase, seconds) in phases {
@@ -55,6 +57,14 @@ pub fn estimate<B: LstmBackend>(backend: &B, common: &Common, plan: &Plan) -> Re
     let total: f64 = phases.iter().map(|(_, seconds)| seconds).sum();
     let _ = writeln!(text, "{:<44} {total:>10.1} s", "all of them");
     Ok(text)
+}
+
+/// The most bytes of a checkpoint: π with two moments, q, the draws kept and those to judge by.
+fn checkpoint(common: &Common, space: Space) -> u128 {
+    let [(_, models), ..] = common.bytes(space.vocab as usize, 0);
+    // Three models of four values a parameter; tokens, length, order and two log-weights a draw.
+    let draws = common.samples.min(TuneOptions::default().cache) + 8 * TuneOptions::default().evaluation_rows;
+    models / 3 + draws as u128 * (4 * u128::from(space.longest) + 24)
 }
 
 /// Phases in order.

@@ -23,6 +23,7 @@ use super::options::{self, Baseline, Common, Init, Method, Moments, Proposal, Sw
 use super::plot::{Chart, Panel, Reference, Series, draw};
 use super::progress::Progress;
 use super::report::Output;
+use super::resume::BASE;
 use super::say;
 
 /// Updates of π a batch of draws: each draw serves so many times.
@@ -49,7 +50,7 @@ pub fn load_base(common: &Common, space: Space) -> Result<Option<Lstm>> {
     Ok(Some(model))
 }
 
-/// Trains r on the data, unless it is `loaded` already.
+/// Trains r on the data, unless it is `loaded`, or was trained by this run before it was interrupted.
 pub fn base<B: LstmBackend>(
     backend: &B,
     common: &Common,
@@ -58,7 +59,7 @@ pub fn base<B: LstmBackend>(
     data: &Splits<B>,
     output: &mut Output,
 ) -> Result<Base<B>> {
-    if let Some(model) = loaded {
+    if let Some(model) = loaded.map_or_else(|| output.trained_base(), |model| Ok(Some(model)))? {
         return Ok(Base { model: backend.lstm(model)?, seconds: 0.0 });
     }
     let mut model = backend.lstm(Lstm::new(data.train.space, shape(common, 0.2), common.seed)?)?;
@@ -70,8 +71,9 @@ pub fn base<B: LstmBackend>(
     })?;
     let (epoch, entropy) = training.best;
     let seconds = progress.finish(&format!("best after {epoch}: {entropy:.4} nats/token"));
-    model.save(&output.file("base.safetensors"))?;
     draw_base(output, &training)?;
+    model.save(&output.file(BASE))?;
+    output.base_is_trained()?;
     Ok(Base { model, seconds })
 }
 
@@ -200,7 +202,8 @@ pub fn tune_options(common: &Common) -> TuneOptions {
 
 /// Tunes the policy by [`UPDATES`] a batch of draws; the cache makes each draw serve as often. `validation` judges
 /// the swap by cross-entropy. Returns the seconds, too. tuning.jsonl and an event file for TensorBoard receive every
-/// evaluation as it is made.
+/// evaluation as it is made; a run that goes on from a checkpoint cuts both behind the checkpoint's last evaluation, and
+/// counts seconds from there.
 pub fn tune_policy<B: LstmBackend, R: Sampler<B>>(
     backend: &B,
     common: &Common,
@@ -210,18 +213,27 @@ pub fn tune_policy<B: LstmBackend, R: Sampler<B>>(
     names: &[String],
     output: &mut Output,
 ) -> Result<(Tuned, f64)> {
-    let options = tune_options(common);
-    let (mut records, mut board) =
-        (JsonLines::create(&output.file("tuning.jsonl"))?, TensorBoard::create(output.directory(), names)?);
-    let (started, mut alarms, mut failed) = (Instant::now(), Alarms::new(), None);
+    let (options, checkpoints) = (tune_options(common), output.checkpoints(common)?);
+    let before = checkpoints.resume.as_ref().map_or(&[][..], |checkpoint| checkpoint.history());
+    let path = output.file("tuning.jsonl");
+    let (mut records, mut board) = if common.resume {
+        (JsonLines::resume(&path, before)?, TensorBoard::resume(output.directory(), names, before)?)
+    } else {
+        (JsonLines::create(&path)?, TensorBoard::create(output.directory(), names)?)
+    };
+    let (started, seconds_before) = (Instant::now(), records.seconds());
+    let (mut alarms, mut failed) = (Alarms::new(), None);
+    // These have been told of already.
+    before.iter().try_for_each(|record| alarms.record(0.0, record))?;
+    alarms.take();
     let mut progress = Progress::start("policy π", options.samples as u64, "draws");
     let mut note = String::new();
     let data = TuneData { held_out: validation, extra: None };
-    let tuned = tune::tune(backend, target, policy, &options, data, |now| {
+    let tuned = tune::tune_with_checkpoints(backend, target, policy, &options, data, &checkpoints, |now| {
         if let Some(record) = now.record {
             let kl = record.kl.map_or("KL unknown".into(), |kl| format!("KL(p‖π) {:.3}", kl.value));
             note = format!("{kl}, {} swaps", record.swaps);
-            let seconds = started.elapsed().as_secs_f64();
+            let seconds = seconds_before + started.elapsed().as_secs_f64();
             let observers: [&mut dyn Observer; 3] = [&mut records, &mut board, &mut alarms];
             // A disk that is full is no reason to lose the run: it is told at the end.
             let error = observers.into_iter().find_map(|observer| observer.record(seconds, record).err());

@@ -16,6 +16,7 @@ pub mod page;
 pub mod plot;
 pub mod progress;
 pub mod report;
+pub mod resume;
 
 /// The work of an example, wherever it is done.
 pub trait Experiment: options::Options {

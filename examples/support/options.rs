@@ -322,6 +322,14 @@ pub struct Common {
     #[arg(long, value_name = "DIR")]
     #[serde(skip)]
     pub out: PathBuf,
+    /// Evaluations of the policy, of which there are twenty, from one checkpoint to the next
+    #[arg(long, value_name = "N", value_parser = interval, allow_negative_numbers = true, default_value = "1")]
+    #[serde(skip)]
+    pub checkpoint_every: u64,
+    /// Go on with the run that was interrupted in --out, given the same options
+    #[arg(long)]
+    #[serde(skip)]
+    pub resume: bool,
     /// A TOML file of options, named as here without the dashes; the command line beats it
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
@@ -730,6 +738,10 @@ pub fn escaped(value: &str) -> String {
 }
 
 fn count(text: &str) -> std::result::Result<usize, String> {
+    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| expected("a count of 1 or more", text))
+}
+
+fn interval(text: &str) -> std::result::Result<u64, String> {
     text.parse().ok().filter(|&n| n > 0).ok_or_else(|| expected("a count of 1 or more", text))
 }
 

@@ -8,6 +8,7 @@ use ebm_dpg::{Error, Result};
 use serde::Serialize;
 
 use super::options::{Method, Mode};
+use super::resume::Run;
 
 /// report.json. A number that is undefined is NaN here and null there. No path, date or rate outside `seconds`.
 #[derive(Debug, Clone, Serialize)]
@@ -96,6 +97,8 @@ pub struct Seconds {
 pub struct Output {
     directory: PathBuf,
     files: Vec<PathBuf>,
+    /// What run they are of, once it has begun.
+    pub(super) run: Option<Run>,
 }
 
 impl Output {
@@ -108,9 +111,10 @@ impl Output {
             Error::file(directory, format!("expected an output directory that can be written, got: {error}"))
         };
         std::fs::create_dir_all(directory).map_err(bad)?;
-        let probe = directory.join(format!(".probe-{}", std::process::id()));
+        // One name for all processes: what is left of one that was killed here, the next one removes.
+        let probe = directory.join(".probe-0");
         std::fs::write(&probe, b"probe").and_then(|()| std::fs::remove_file(&probe)).map_err(bad)?;
-        Ok(Output { directory: directory.into(), files: Vec::new() })
+        Ok(Output { directory: directory.into(), files: Vec::new(), run: None })
     }
 
     /// Where the files go.

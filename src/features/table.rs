@@ -29,6 +29,7 @@
 
 use super::Custom;
 use crate::backend::{Backend, Cpu, Memory};
+use crate::checkpoint::digest;
 use crate::error::{Error, Result, expect_len};
 use crate::tokens::{Batch, Space, TokenRows};
 
@@ -219,6 +220,14 @@ impl<B: Backend> FeatureTable<B> {
             return Ok(());
         }
         backend.features(self, TokenRows { space, rows, tokens, lengths }, None, phi)
+    }
+
+    /// A fingerprint of names and table; of closures, their names alone.
+    pub(crate) fn digest(&self, backend: &B) -> Result<u64> {
+        let mut words: Vec<u32> = Cpu.zeros(B::len(&self.words), "feature table")?;
+        backend.download(&self.words, &mut words)?;
+        let names = self.names.iter().fold(0, |before, name| digest(before, name.as_bytes()));
+        Ok(digest(names, bytemuck::cast_slice(&words)))
     }
 
     /// What the closures say, `[rows, closures]`.

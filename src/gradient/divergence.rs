@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 
 /// D_f = Σ_x p f(π/p) between the target p and the policy π.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 #[non_exhaustive]
 pub enum Divergence {
     /// KL(p‖π): f′(t) = −1/t. The coefficient is p/q, that of plain DPG.

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::{Sampler, Scorer};
 use crate::backend::Cpu;
+use crate::checkpoint::Tensor;
 use crate::error::{Error, Result, expect_len};
 use crate::exact::Guide;
 use crate::rng::Draw;
@@ -260,9 +261,9 @@ const TENSOR: &str = "markov.log_probs";
 impl Markov {
     /// Writes the table as safetensors: to a temporary file, synced, then renamed.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let shape = vec![self.positions as usize, self.contexts(), self.space.vocab as usize];
+        let shape = [self.positions as usize, self.contexts(), self.space.vocab as usize];
         let metadata = serde_json::json!({ "kind": "markov", "space": self.space, "order": self.order });
-        crate::checkpoint::save(path, &metadata, &[(TENSOR, shape, &self.log_probs)])
+        crate::checkpoint::save(path, &metadata, vec![Tensor::new(TENSOR, &shape, &self.log_probs)])
     }
 
     /// Reads what [`Markov::save`] wrote.

@@ -17,6 +17,7 @@ mod likelihood;
 mod logits;
 mod lstm;
 mod markov;
+mod state;
 mod steps;
 mod tabular;
 
@@ -25,6 +26,7 @@ pub use logits::{Logits, Prefixes};
 pub use lstm::LstmPrefixes;
 pub use lstm::{GpuLstm, Lstm, LstmBackend, LstmShape, Precision};
 pub use markov::Markov;
+pub use state::{OptimizerState, PolicyState};
 pub use steps::{MarkovPrefixes, Stepper};
 pub use tabular::Tabular;
 
@@ -235,6 +237,28 @@ pub trait Policy<B: Backend>: Sampler<B> + Send + Sized {
 
     /// Writes the parameters as safetensors: to a temporary file, synced, then renamed.
     fn save(&self, path: &Path) -> Result<()>;
+
+    /// What training has made of this model, in host memory: its parameters, and with `optimizer` all that the next
+    /// update depends on beside its gradient.
+    ///
+    /// # Errors
+    /// What the device reports; a kind of model that cannot tell its state, which is what this method says of itself
+    /// unless it is implemented.
+    fn state(&self, optimizer: bool) -> Result<PolicyState> {
+        let _ = optimizer;
+        Err(state::missing::<Self>())
+    }
+
+    /// Puts back what [`Policy::state`] returned, bit for bit; where that was without the optimiser, the optimiser is
+    /// left as it is.
+    ///
+    /// # Errors
+    /// The state of another model or size: nothing is changed then. What the device reports. A kind of model that cannot
+    /// be given a state, as with [`Policy::state`].
+    fn restore(&mut self, state: &PolicyState) -> Result<()> {
+        let _ = state;
+        Err(state::missing::<Self>())
+    }
 }
 
 /// `Ok` where a batch belongs to a model's space.

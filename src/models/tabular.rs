@@ -6,10 +6,12 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use super::{
-    Coefficients, Policy, Sampler, Scorer, check_batch, check_guided, check_sample, draw_token, token_log_prob,
+    Coefficients, OptimizerState, Policy, PolicyState, Sampler, Scorer, check_batch, check_guided, check_sample,
+    draw_token, token_log_prob,
 };
 use crate::adam::{AdamKernel, AdamOptions, AdamState, GradientNorms};
 use crate::backend::Cpu;
+use crate::checkpoint::{Tensor, digest};
 use crate::error::{Error, Result, expect_len};
 use crate::exact::Guide;
 use crate::rng::Draw;
@@ -88,6 +90,12 @@ impl Tabular {
             }
         }
         Ok(())
+    }
+
+    /// What a state says of the table.
+    fn description(&self) -> serde_json::Value {
+        let transitions = format!("{:016x}", digest(0, bytemuck::cast_slice(&self.next)));
+        serde_json::json!({ "kind": "tabular", "space": self.space, "states": self.states, "transitions": transitions })
     }
 
     fn start(&self, position: usize, state: u32) -> usize {
@@ -247,9 +255,32 @@ impl Policy<Cpu> for Tabular {
     }
 
     fn save(&self, path: &Path) -> Result<()> {
-        let shape = vec![self.space.longest as usize, self.states, self.space.vocab as usize];
+        let shape = [self.space.longest as usize, self.states, self.space.vocab as usize];
         let metadata = serde_json::json!({ "kind": "tabular", "space": self.space, "next": self.next });
-        crate::checkpoint::save(path, &metadata, &[(TENSOR, shape, &self.logits)])
+        crate::checkpoint::save(path, &metadata, vec![Tensor::new(TENSOR, &shape, &self.logits)])
+    }
+
+    fn state(&self, optimizer: bool) -> Result<PolicyState> {
+        let named = |values: &[f32]| vec![(TENSOR.to_string(), values.to_vec())];
+        let AdamState { first, second, steps, norms } = &self.adam;
+        let optimizer = optimizer.then(|| OptimizerState {
+            first: named(first),
+            second: named(second),
+            steps: steps[0],
+            norms: norms[0],
+        });
+        Ok(PolicyState { model: self.description().to_string(), parameters: named(&self.logits), optimizer })
+    }
+
+    fn restore(&mut self, state: &PolicyState) -> Result<()> {
+        state.check(&self.description(), || std::iter::once((TENSOR, self.logits.len())))?;
+        self.logits.copy_from_slice(&state.parameters[0].1);
+        if let Some(OptimizerState { first, second, steps, norms }) = &state.optimizer {
+            self.adam.first.copy_from_slice(&first[0].1);
+            self.adam.second.copy_from_slice(&second[0].1);
+            (self.adam.steps[0], self.adam.norms[0]) = (*steps, *norms);
+        }
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Event files as TensorBoard reads them: records of the TFRecord format, each a protocol-buffer `Event`.
 
-use std::fs::File;
-use std::io::Write;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -22,6 +22,28 @@ pub struct TensorBoard {
     moments: Vec<String>,
     /// The time that `seconds` count from.
     began: f64,
+    /// Those of the last event that was there when the file was opened.
+    seconds: f64,
+}
+
+// TensorBoard knows event files by the first part of their names.
+const PREFIX: &str = "events.out.tfevents.";
+const SUFFIX: &str = ".ebm-dpg";
+
+/// The event files of this crate in a directory, the oldest first.
+fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let bad = |error: io::Error| Error::file(directory, error);
+    let names: io::Result<Vec<_>> =
+        std::fs::read_dir(directory).map_err(bad)?.map(|entry| entry.map(|entry| entry.file_name())).collect();
+    let mut names = names.map_err(bad)?;
+    names.retain(|name| name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX)));
+    // The numbers have as many digits.
+    names.sort();
+    Ok(names.into_iter().map(|name| directory.join(name)).collect())
+}
+
+fn tags(features: &[String]) -> Vec<String> {
+    features.iter().map(|name| format!("moments/{name}")).collect()
 }
 
 impl TensorBoard {
@@ -31,14 +53,58 @@ impl TensorBoard {
     /// [`Error::File`].
     pub fn create(directory: &Path, features: &[String]) -> Result<Self> {
         let began = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64());
-        // TensorBoard knows event files by this part of their names.
-        let path = directory.join(format!("events.out.tfevents.{:010}.ebm-dpg", began as u64));
+        let path = directory.join(format!("{PREFIX}{:010}{SUFFIX}", began as u64));
         let file = File::create(&path).map_err(|error| Error::file(&path, error))?;
-        let moments = features.iter().map(|name| format!("moments/{name}")).collect();
-        let mut board = TensorBoard { path, file, moments, began };
+        let mut board = TensorBoard { path, file, moments: tags(features), began, seconds: 0.0 };
         // Event.file_version, field 3.
         board.write(&[time(began), bytes(3, b"brain.Event:2")].concat())?;
         Ok(board)
+    }
+
+    /// Goes on with the newest event file in `directory`, of a run that was interrupted, from a checkpoint with this
+    /// history: events behind it, half ones too, are cut off, and where the file lacks some of it they are added, at the
+    /// time of the event before. Without a file, a new one is started.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn resume(directory: &Path, features: &[String], history: &[Record]) -> Result<Self> {
+        let newest = files(directory)?.pop();
+        let (mut board, kept) = match newest.map(|path| TensorBoard::reopen(path, features, history)).transpose()? {
+            Some(Some(reopened)) => reopened,
+            _ => (TensorBoard::create(directory, features)?, 0),
+        };
+        let seconds = board.seconds;
+        history[kept..].iter().try_for_each(|record| board.record(seconds, record))?;
+        Ok(board)
+    }
+
+    /// The file cut behind `history`, and how many of its records it has; `None` where it does not begin as one of ours.
+    fn reopen(path: PathBuf, features: &[String], history: &[Record]) -> Result<Option<(Self, usize)>> {
+        let bad = |error: io::Error| Error::file(&path, error);
+        let file = std::fs::read(&path).map_err(bad)?;
+        let Some((version, mut length)) = event(&file) else { return Ok(None) };
+        let Some(began) = time_of(version) else { return Ok(None) };
+        let (mut seconds, mut kept) = (0.0, 0);
+        for record in history {
+            let Some((data, bytes)) = event(&file[length..]) else { break };
+            if step_of(data) != Some(record.samples as u64) {
+                break;
+            }
+            seconds = time_of(data).map_or(seconds, |time| time - began);
+            (kept, length) = (kept + 1, length + bytes);
+        }
+        let mut file = OpenOptions::new().write(true).open(&path).map_err(bad)?;
+        file.set_len(length as u64).and_then(|()| file.seek(io::SeekFrom::End(0))).map_err(bad)?;
+        Ok(Some((TensorBoard { path, file, moments: tags(features), began, seconds }, kept)))
+    }
+
+    /// Removes the event files of earlier runs in `directory`, which TensorBoard would show as one with those of the next.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn remove(directory: &Path) -> Result<()> {
+        let remove = |path: PathBuf| std::fs::remove_file(&path).map_err(|error| Error::file(&path, error));
+        files(directory)?.into_iter().try_for_each(remove)
     }
 
     /// Where the events go.
@@ -74,6 +140,36 @@ impl Observer for TensorBoard {
         let step = [vec![2 << 3], varint(record.samples as u64)].concat();
         self.write(&[time(self.began + seconds), step, bytes(5, &summary)].concat())
     }
+}
+
+/// The data of the first record of a file, and the record's length; `None` where it is cut or damaged.
+fn event(file: &[u8]) -> Option<(&[u8], usize)> {
+    let (length, rest) = file.split_first_chunk::<8>()?;
+    let (length_crc, rest) = rest.split_first_chunk::<4>()?;
+    // A damaged length would lead anywhere.
+    let size = usize::try_from(u64::from_le_bytes(*length)).ok().filter(|_| masked_crc(length) == *length_crc)?;
+    let (data, rest) = rest.split_at_checked(size)?;
+    let whole = masked_crc(data) == *rest.first_chunk::<4>()?;
+    whole.then_some((data, 16 + size))
+}
+
+/// The time of an event.
+fn time_of(event: &[u8]) -> Option<f64> {
+    let (tag, rest) = event.split_first()?;
+    (*tag == 1 << 3 | 1).then_some(f64::from_le_bytes(*rest.first_chunk::<8>()?))
+}
+
+/// The step of an event with scalars.
+fn step_of(event: &[u8]) -> Option<u64> {
+    let digits = event.get(9..)?.strip_prefix(&[2 << 3])?;
+    let mut step = 0;
+    for (at, digit) in digits.iter().enumerate().take(10) {
+        step |= u64::from(digit & 0x7f) << (7 * at);
+        if digit & 0x80 == 0 {
+            return Some(step);
+        }
+    }
+    None
 }
 
 /// Event.wall_time: field 1, a double.

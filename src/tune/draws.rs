@@ -9,7 +9,7 @@ use crate::tokens::{Batch, Space};
 use crate::weights::Estimate;
 
 /// Which distribution proposes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub enum Source {
     /// r.

@@ -1,5 +1,6 @@
 //! Draws that only judge: has π become better than q?
 
+use super::checkpoint::Rows;
 use super::{Draws, Source, Swap, Target};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -64,6 +65,26 @@ impl<B: Backend> Judge<B> {
         self.log_p.clear();
         self.log_q.clear();
         self.oldest = 0;
+    }
+
+    /// The draws that are kept, in host memory.
+    pub fn state(&self, backend: &B) -> Result<Rows> {
+        Rows::of(backend, &self.held, self.held.rows, [self.log_p.clone(), self.log_q.clone()])
+    }
+
+    /// The place of the oldest draws, which the next ones take.
+    pub fn oldest(&self) -> usize {
+        self.oldest
+    }
+
+    /// Puts back draws that fit, and the place of the oldest.
+    pub fn restore(&mut self, backend: &B, rows: &Rows, oldest: usize) -> Result<()> {
+        rows.check("draws to judge by", self.held.space, self.held.capacity())?;
+        rows.put(backend, &mut self.held)?;
+        self.held.rows = rows.len();
+        let [log_p, log_q] = &rows.values;
+        (self.log_p, self.log_q, self.oldest) = (log_p.clone(), log_q.clone(), oldest);
+        Ok(())
     }
 
     /// Draws afresh from q, scores all held draws under π, and compares.

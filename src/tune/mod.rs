@@ -17,6 +17,7 @@ use crate::rng::{Draw, Purpose};
 use crate::tokens::Batch;
 use crate::weights::Estimate;
 
+mod checkpoint;
 mod draws;
 mod evaluate;
 mod judge;
@@ -25,6 +26,7 @@ mod pool;
 mod rejection;
 mod tuner;
 
+pub use checkpoint::{Checkpoint, Checkpoints};
 pub use draws::{Draws, Source};
 pub use evaluate::{Evaluation, evaluate};
 pub use objective::{KlControl, Method};
@@ -59,7 +61,7 @@ impl<B: Backend> Default for TuneData<'_, B> {
 }
 
 /// When q ← π.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub enum Swap {
     /// Lower KL(p‖·) by the paired test: Δ beyond two standard errors, ESS of 100 or more.
@@ -75,7 +77,7 @@ pub enum Swap {
 }
 
 /// How [`tune`] goes about it.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 #[non_exhaustive]
 pub struct TuneOptions {
     /// The method.
@@ -248,14 +250,75 @@ pub fn tune<B: Backend, R: Sampler<B>, P: Policy<B>>(
     policy: &mut P,
     options: &TuneOptions,
     data: TuneData<'_, B>,
+    progress: impl FnMut(TuneProgress<'_>),
+) -> Result<Tuned> {
+    run(backend, target, policy, options, data, None, progress)
+}
+
+/// As [`tune`], with a checkpoint now and then, and from one where that is given: policy, history and all else are then
+/// bit for bit those of the run that was never interrupted. `progress` is called for what is new alone.
+///
+/// ```
+/// # use ebm_dpg::backend::Cpu;
+/// # use ebm_dpg::features::{Feature, FeatureSet};
+/// # use ebm_dpg::models::{Lstm, LstmShape, Markov};
+/// # use ebm_dpg::potential::{Potential, Role};
+/// # use ebm_dpg::tokens::Space;
+/// # use ebm_dpg::tune::{Source, Target, TuneData, TuneOptions};
+/// use ebm_dpg::tune::{Checkpoint, Checkpoints, tune_with_checkpoints};
+/// # let space = Space::new(2, 5)?;
+/// # let (mut base, set) = (Markov::noise(space, 4)?, FeatureSet::new(space).with("1", Feature::StartsWith(vec![1]))?);
+/// # let (features, potential) = (set.compile(&Cpu)?, Potential::new(&Cpu, &[Role::Tilt(1.0)])?);
+/// # let mut target = Target { base: &mut base, features: &features, potential: &potential, guide: None };
+/// # let fresh = || Lstm::new(space, LstmShape { layers: 1, hidden: 4, dropout: 0.0 }, 0);
+/// # let mut options = TuneOptions::default();
+/// # (options.samples, options.batch, options.proposal) = (200, 50, Source::Base);
+/// # let directory = tempfile::tempdir().unwrap();
+/// let mut checkpoints = Checkpoints::new(&directory.path().join("checkpoint.safetensors"));
+/// # let mut policy = fresh()?;
+/// let tuned = tune_with_checkpoints(&Cpu, &mut target, &mut policy, &options, TuneData::default(), &checkpoints, |_| {})?;
+///
+/// // After a power cut: a policy of the same shape, whatever its parameters, goes on from where the file ends.
+/// let mut again = fresh()?;
+/// checkpoints.resume = Some(Checkpoint::load(&checkpoints.path)?);
+/// assert_eq!(tuned, tune_with_checkpoints(&Cpu, &mut target, &mut again, &options, TuneData::default(), &checkpoints, |_| {})?);
+/// assert_eq!(again.tensors(), policy.tensors());
+/// # Ok::<(), ebm_dpg::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`tune`]; a checkpoint of another run, which is one of another backend, policy's shape, option, feature, λ, base,
+/// guide or data, and the first of these is named: the policy is as before then. A checkpoint that cannot be written ends
+/// the run, and the last one stays.
+pub fn tune_with_checkpoints<B: Backend, R: Sampler<B>, P: Policy<B>>(
+    backend: &B,
+    target: &mut Target<'_, B, R>,
+    policy: &mut P,
+    options: &TuneOptions,
+    data: TuneData<'_, B>,
+    checkpoints: &Checkpoints,
+    progress: impl FnMut(TuneProgress<'_>),
+) -> Result<Tuned> {
+    checkpoints.check()?;
+    run(backend, target, policy, options, data, Some(checkpoints), progress)
+}
+
+fn run<B: Backend, R: Sampler<B>, P: Policy<B>>(
+    backend: &B,
+    target: &mut Target<'_, B, R>,
+    policy: &mut P,
+    options: &TuneOptions,
+    data: TuneData<'_, B>,
+    checkpoints: Option<&Checkpoints>,
     mut progress: impl FnMut(TuneProgress<'_>),
 ) -> Result<Tuned> {
     options.check()?;
     let mut tuner = tuner::Tuner::new(backend, target, policy, options, data)?;
+    let keeper = checkpoints.map(|checkpoints| tuner.keeper(checkpoints)).transpose()?;
     let rows = options.rows();
     let batches = options.samples.div_ceil(rows);
     let evaluations = |batches_done: usize| batches_done as u128 * options.evaluations as u128 / batches as u128;
-    for batch in 0..batches {
+    for batch in tuner.samples / rows..batches {
         tuner.step(Draw::new(options.seed, Purpose::Tune).skip((batch * rows) as u64))?;
         let due = evaluations(batch + 1) > evaluations(batch);
         if due {
@@ -268,6 +331,9 @@ pub fn tune<B: Backend, R: Sampler<B>, P: Policy<B>>(
         }
         let record = tuner.history.last().filter(|_| due);
         progress(TuneProgress { samples: tuner.samples, of: options.samples, record });
+        if let Some(keeper) = keeper.as_ref().filter(|_| due) {
+            keeper.keep(&tuner, batch + 1 == batches)?;
+        }
     }
     tuner.finish()
 }

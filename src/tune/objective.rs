@@ -17,7 +17,7 @@ use crate::models::Weighting;
 use crate::potential::Role;
 
 /// How the policy is trained.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 #[non_exhaustive]
 pub enum Method {
     /// DPG, x ~ q, with the swap; draws are cached with their weights and serve several updates.
@@ -37,7 +37,7 @@ pub enum Method {
 
 /// Maximises `E_π[R]` − β·KL(π‖r) with the reward R(x) = max(log P(x)/r(x), floor), which is ⟨λ, φ(x)⟩ where x meets the
 /// requirements. Its optimum is ∝ r·exp(R/β): p itself where β is 1 and nothing reaches the floor.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct KlControl {
     /// β, above 0.
     pub beta: f64,

@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 use crate::models::{Coefficients, Policy, Sampler, check_batch};
 use crate::rng::{Draw, Purpose};
 
+mod resume;
+
 /// Everything the loop works in; made once, so that no step allocates.
 pub(super) struct Tuner<'a, 'b, B: Backend, R, P> {
     backend: &'a B,

@@ -16,9 +16,11 @@ use self::layout::Layout;
 use self::network::{CHUNK, Network, Samples};
 use self::workspace::Pool;
 use super::{Coefficients, Policy, Sampler, Scorer, check_batch, check_guided, check_sample};
+use super::{OptimizerState, PolicyState};
 use crate::adam::{AdamKernel, AdamOptions, AdamState, GradientNorms};
 use crate::backend::product::TILE_ROWS;
 use crate::backend::{Backend, Cpu};
+use crate::checkpoint::Tensor;
 use crate::error::{Error, Result, expect_len};
 use crate::exact::Guide;
 use crate::rng::{Draw, Purpose, to_unit};
@@ -377,6 +379,7 @@ impl Policy<Cpu> for Lstm {
         self.adam.first.fill(0.0);
         self.adam.second.fill(0.0);
         self.adam.steps.fill(0);
+        self.adam.norms.fill(GradientNorms::default());
         Ok(())
     }
 
@@ -385,11 +388,53 @@ impl Policy<Cpu> for Lstm {
     }
 
     fn save(&self, path: &Path) -> Result<()> {
-        let metadata = serde_json::json!({ "kind": "lstm", "space": self.network.space, "shape": self.shape });
         let tensors = self.tensors();
-        let tensors: Vec<_> = tensors.iter().map(|(name, shape, values)| (&**name, shape.clone(), &**values)).collect();
-        crate::checkpoint::save(path, &metadata, &tensors)
+        let tensors = tensors.iter().map(|(name, shape, values)| Tensor::new(name, shape, values)).collect();
+        crate::checkpoint::save(path, &description(self.network.space, self.shape), tensors)
     }
+
+    fn state(&self, optimizer: bool) -> Result<PolicyState> {
+        let tensors = self.network.layout.tensors();
+        let named = |flat: &[f32]| -> Vec<(String, Vec<f32>)> {
+            tensors.iter().map(|(name, _, at)| (name.clone(), at.iter().map(|&at| flat[at]).collect())).collect()
+        };
+        let AdamState { first, second, steps, norms } = &self.adam;
+        let optimizer = optimizer.then(|| OptimizerState {
+            first: named(first),
+            second: named(second),
+            steps: steps[0],
+            norms: norms[0],
+        });
+        Ok(PolicyState {
+            model: description(self.network.space, self.shape).to_string(),
+            parameters: named(&self.network.parameters),
+            optimizer,
+        })
+    }
+
+    fn restore(&mut self, state: &PolicyState) -> Result<()> {
+        let tensors = self.network.layout.tensors();
+        let named = || tensors.iter().map(|(name, _, at)| (&**name, at.as_slice()));
+        state.check(&description(self.network.space, self.shape), || named().map(|(name, at)| (name, at.len())))?;
+        let scatter = |from: &[(String, Vec<f32>)], flat: &mut [f32]| {
+            for ((_, at), (_, values)) in named().zip(from) {
+                at.iter().zip(values).for_each(|(&at, &value)| flat[at] = value);
+            }
+        };
+        scatter(&state.parameters, &mut self.network.parameters);
+        if let Some(OptimizerState { first, second, steps, norms }) = &state.optimizer {
+            scatter(first, &mut self.adam.first);
+            scatter(second, &mut self.adam.second);
+            (self.adam.steps[0], self.adam.norms[0]) = (*steps, *norms);
+        }
+        self.refresh();
+        Ok(())
+    }
+}
+
+/// What a file or a state says of the model it is of.
+fn description(space: Space, shape: LstmShape) -> serde_json::Value {
+    serde_json::json!({ "kind": "lstm", "space": space, "shape": shape })
 }
 
 /// `total = Σ parts`, each element added in the order of the parts.

@@ -127,7 +127,7 @@ pub enum Unit {
 }
 
 /// What is held against the weights or returns of an update, so that less of the gradient is noise.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 #[repr(u32)]
 pub enum Baseline {

@@ -12,7 +12,10 @@ use ebm_dpg::models::{Likelihood, LikelihoodOptions, Lstm, LstmBackend, LstmShap
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space, Token};
-use ebm_dpg::tune::{Baseline, Evaluation, Method, Source, Swap, Target, TuneData, TuneOptions, Tuned, evaluate, tune};
+use ebm_dpg::tune::{
+    Baseline, Checkpoint, Checkpoints, Evaluation, Method, Source, Swap, Target, TuneData, TuneOptions, Tuned,
+    evaluate, tune, tune_with_checkpoints,
+};
 use ebm_dpg::weights::Estimate;
 
 mod support;
@@ -24,6 +27,7 @@ on_every_backend!(
     tuning_with_the_baseline_follows_the_cpu,
     tuning_on_policy_follows_the_cpu,
     distillation_follows_the_cpu,
+    resumed_tuning_is_the_uninterrupted_one_bit_for_bit,
     fits_are_those_of_the_cpu,
     maximum_likelihood_follows_the_cpu,
 );
@@ -127,6 +131,22 @@ fn tuned<B: LstmBackend>(backend: &B, options: &TuneOptions) -> (Tuned, Evaluati
     (tuned, judged, log_probs(backend, &mut policy))
 }
 
+/// A run that writes checkpoints, and its policy; `watch` is called after each batch of draws.
+fn checkpointed<B: LstmBackend>(
+    backend: &B,
+    options: &TuneOptions,
+    how: &Checkpoints,
+    mut watch: impl FnMut(),
+) -> (Tuned, Vec<f64>) {
+    let (mut base, mut policy) = (lstm(backend, 1, 0.0), lstm(backend, 2, 0.0));
+    let (table, potential) = (features().compile(backend).unwrap(), potential(backend));
+    let guide = guide().upload(backend).unwrap();
+    let mut target = Target { base: &mut base, features: &table, potential: &potential, guide: Some(&guide) };
+    let data = TuneData::default();
+    let tuned = tune_with_checkpoints(backend, &mut target, &mut policy, options, data, how, |_| watch()).unwrap();
+    (tuned, log_probs(backend, &mut policy))
+}
+
 /// λ and the rest from wanted moments.
 fn fitted<B: LstmBackend>(backend: &B) -> Fit {
     let mut options = FitOptions::default();
@@ -207,6 +227,31 @@ mod cases {
 
     pub fn distillation_follows_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
         follows_the_cpu(gpu, &options(Method::Distill, Baseline::None));
+    }
+
+    /// From the checkpoint before q ← π and from the one after it.
+    pub fn resumed_tuning_is_the_uninterrupted_one_bit_for_bit<L: Launcher>(gpu: &Gpu<L>) {
+        let mut options = options(Method::DpgOffPolicy, Baseline::Mean);
+        (options.evaluations, options.evaluation_rows, options.samples) = (5, 50, 320);
+        let room = tempfile::tempdir().unwrap();
+        let how = Checkpoints::new(&room.path().join("checkpoint"));
+        let mut copies = Vec::new();
+        let whole = checkpointed(gpu, &options, &how, || copies.extend(Checkpoint::load(&how.path).ok()));
+        assert_eq!((whole.0.swaps, copies.len()), (1, 4));
+        let on = Checkpoints::new(&room.path().join("on"));
+        for copy in [&copies[1], &copies[3]] {
+            let how = Checkpoints { resume: Some(copy.clone()), ..on.clone() };
+            assert_eq!(checkpointed(gpu, &options, &how, || {}), whole);
+        }
+        // A run of the CPU would go on with other bits.
+        let refused = Checkpoints { resume: Some(copies[0].clone()), ..on };
+        let mut base = lstm(&Cpu, 1, 0.0);
+        let (table, potential, guide) = (features().compile(&Cpu).unwrap(), potential(&Cpu), guide());
+        let mut target = Target { base: &mut base, features: &table, potential: &potential, guide: Some(&guide) };
+        let (mut policy, data) = (lstm(&Cpu, 2, 0.0), TuneData::default());
+        let error =
+            tune_with_checkpoints(&Cpu, &mut target, &mut policy, &options, data, &refused, |_| {}).unwrap_err();
+        assert!(error.to_string().contains("of another run: backend: expected"), "{error}");
     }
 
     pub fn fits_are_those_of_the_cpu<L: Launcher>(gpu: &Gpu<L>) {

@@ -7,13 +7,14 @@ use std::path::Path;
 
 use self::forward::{SAMPLE, SCORE};
 use self::layout::Size;
-use super::{Lstm, LstmBackend, LstmShape};
+use super::{Lstm, LstmBackend, LstmShape, description};
 use crate::adam::{AdamKernel, AdamOptions, AdamState, GradientNorms};
 use crate::backend::Memory;
 use crate::backend::gpu::{Gpu, GpuBuffer, GpuView, GpuViewMut, Grid, Kernel, Launcher, arguments};
 use crate::error::{Error, Result, expect_len};
 use crate::exact::Guide;
 use crate::models::{Coefficients, Policy, Sampler, Scorer, check_batch, check_guided, check_sample};
+use crate::models::{OptimizerState, PolicyState};
 use crate::rng::Draw;
 use crate::tokens::{Batch, Space};
 
@@ -306,5 +307,47 @@ impl<L: Launcher> Policy<Gpu<L>> for GpuLstm<L> {
 
     fn save(&self, path: &Path) -> Result<()> {
         self.to_cpu()?.save(path)
+    }
+
+    fn state(&self, with_optimizer: bool) -> Result<PolicyState> {
+        let tensors = self.size.tensors(self.shape.hidden);
+        let named = |buffer: &GpuBuffer<L, f32>| -> Result<Vec<(String, Vec<f32>)>> {
+            let flat = self.read(buffer)?;
+            Ok(tensors.iter().map(|(name, at)| (name.clone(), at.iter().map(|&at| flat[at]).collect())).collect())
+        };
+        let optimizer = || -> Result<OptimizerState> {
+            let (mut steps, mut norms) = ([0], [GradientNorms::default()]);
+            self.gpu.download(&self.adam.steps, &mut steps)?;
+            self.gpu.download(&self.adam.norms, &mut norms)?;
+            let (first, second) = (named(&self.adam.first)?, named(&self.adam.second)?);
+            Ok(OptimizerState { first, second, steps: steps[0], norms: norms[0] })
+        };
+        Ok(PolicyState {
+            model: description(self.space, self.shape).to_string(),
+            parameters: named(&self.parameters)?,
+            optimizer: if with_optimizer { Some(optimizer()?) } else { None },
+        })
+    }
+
+    fn restore(&mut self, state: &PolicyState) -> Result<()> {
+        let tensors = self.size.tensors(self.shape.hidden);
+        let named = || tensors.iter().map(|(name, at)| (&**name, at.as_slice()));
+        state.check(&description(self.space, self.shape), || named().map(|(name, at)| (name, at.len())))?;
+        // What pads the tensors is 0.
+        let mut flat = vec![0.0; self.size.parameters()];
+        let mut upload = |from: &[(String, Vec<f32>)], to: &mut GpuBuffer<L, f32>| {
+            for ((_, at), (_, values)) in named().zip(from) {
+                at.iter().zip(values).for_each(|(&at, &value)| flat[at] = value);
+            }
+            self.gpu.upload(&flat, to)
+        };
+        upload(&state.parameters, &mut self.parameters)?;
+        if let Some(OptimizerState { first, second, steps, norms }) = &state.optimizer {
+            upload(first, &mut self.adam.first)?;
+            upload(second, &mut self.adam.second)?;
+            self.gpu.upload(&[*steps], &mut self.adam.steps)?;
+            self.gpu.upload(&[*norms], &mut self.adam.norms)?;
+        }
+        self.pack()
     }
 }
