@@ -19,8 +19,8 @@ pub struct LogZBounds {
 /// E_q log (1/K) Σ w  ≤  log Z  ≤  −E_p log (1/K) Σ 1/w      (Jensen; K draws to a group)
 /// ```
 ///
-/// The gap closes as `group` = K grows; of draws that do not fill a group the last are left out. The upper bound needs p's
-/// support within q's, which samples alone cannot show.
+/// The gap closes as `group` = K grows, but for −log q(P > 0) where q draws what p cannot; of draws that do not fill a group
+/// the last are left out. The upper bound needs p's support within q's, which samples alone cannot show.
 ///
 /// ```
 /// use ebm_dpg::weights::log_z_bounds;
