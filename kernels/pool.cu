@@ -296,7 +296,7 @@ pool_gather(uint32_t* tokens, uint32_t* lengths, const double* log_w, const doub
 DEV_FN double balanced(uint32_t kind, double alpha, const double* log_p, const double* log_q, const double* log_pi,
                        uint64_t rows) {
   double total = 0, count = 0;
-  for (uint64_t row = threadIdx.x; row < rows; row += kThreads) {
+  for (uint64_t row = threadIdx.x; row < rows; row += blockDim.x) {
     total += shifted_coefficient(kind, alpha, log_pi[row], log_p[row], log_q[row], 0.0);
     count += kind == kBalance ? 1.0 : exp(log_pi[row] - log_q[row]);
   }
@@ -305,14 +305,14 @@ DEV_FN double balanced(uint32_t kind, double alpha, const double* log_p, const d
 }
 
 // The loss of an update joins the books: weights without the baseline, which are never negative. `kind` is that of
-// coefficients whose shift is learnt, 0 where there is none. One block.
-extern "C" __global__ void __launch_bounds__(kThreads)
+// coefficients whose shift is learnt, 0 where there is none. One block, of half the threads: coefficients take registers.
+extern "C" __global__ void __launch_bounds__(kThreads / 2, 1)
 pool_note(const float* weights, const double* log_pi, const double* log_p, const double* log_q, uint32_t longest,
           uint32_t unit, uint32_t kind, double alpha, Ledger* ledger) {
   const uint64_t rows = ledger->chosen;
   const float factor = float(ledger->factor), missing = float(ledger->center) * (1.0f / (float(rows) * float(longest)));
   double loss = 0, total = 0;
-  for (uint64_t row = threadIdx.x; row < rows; row += kThreads) {
+  for (uint64_t row = threadIdx.x; row < rows; row += blockDim.x) {
     const double weight = unit == kReturn ? 1.0 : double(weights[row] / factor + missing);
     // A row of weight 0 may have been skipped, and has no log pi then.
     if (weight > 0) loss -= weight * log_pi[row], total += weight * double(longest);

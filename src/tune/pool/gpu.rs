@@ -187,7 +187,7 @@ impl<L: Launcher> PoolKernel for Gpu<L> {
         let Chosen { weights, log_p, log_q, .. } = chosen;
         let arguments = arguments![weights, &log_pi, log_p, log_q, longest, unit, kind, alpha, &pool.ledger];
         // SAFETY: weights, log π, log p and log q have a value for each row, of which the ledger counts no more.
-        unsafe { self.launch(Kernel::PoolNote, ONE, arguments) }
+        unsafe { self.launch(Kernel::PoolNote, Grid { threads: ONE.threads / 2, ..ONE }, arguments) }
     }
 }
 
