@@ -7,6 +7,7 @@ use std::{fs, process::ExitCode};
 
 use ebm_dpg::adam::AdamOptions;
 use ebm_dpg::backend::{Backend, Cpu};
+use ebm_dpg::checkpoint::digest;
 use ebm_dpg::data::Splits;
 use ebm_dpg::features::{FeatureSet, FeatureTable, Spelling};
 use ebm_dpg::fit::Targets;
@@ -24,7 +25,6 @@ use support::experiment::{self as phase, Fitted};
 use support::options::{Options, Swap, Text, Want};
 use support::page;
 use support::report::{CrossEntropies, Features, Frequencies, MomentTable, Output, Report, Seconds};
-use support::resume::fingerprint;
 
 /// What is read where no file is given.
 const WORDS: &[u8] = include_bytes!("data/words.txt");
@@ -127,7 +127,7 @@ impl Corpus {
         };
         let lines = Lines::from_bytes(&bytes, Unit::Characters, None, Some(common.length + 1)).map_err(about_file)?;
         common.check_memory(lines.batch.space.vocab as usize, rows)?;
-        Corpus::split(lines, fingerprint(&bytes), options).map_err(about_file)
+        Corpus::split(lines, format!("{:016x}", digest(0, &bytes)), options).map_err(about_file)
     }
 
     /// Splits the lines by the seed.

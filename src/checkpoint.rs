@@ -103,9 +103,9 @@ impl<'a> Tensor<'a> {
     }
 }
 
-/// A fingerprint of bytes that follow those of fingerprint `before`: another for any change within 8 bytes, and for all
-/// but one in 2⁶⁴ of other changes that happen by accident.
-pub(crate) fn digest(before: u64, bytes: &[u8]) -> u64 {
+/// A fingerprint of bytes that follow those of fingerprint `before`, 0 where they are the first: another for any change
+/// within 8 bytes, and for all but one in 2⁶⁴ of other changes that happen by accident.
+pub fn digest(before: u64, bytes: &[u8]) -> u64 {
     // Each step is a permutation of the state for a given word, and of the word for a given state.
     let mix = |state: u64, word: u64| (state ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
     let (words, rest) = bytes.as_chunks::<8>();
@@ -191,10 +191,13 @@ pub(crate) fn load(path: &Path) -> Result<Saved> {
     if format > FORMAT {
         return Err(Error::file(path, format!("expected format {FORMAT} or older, got {format}: update ebm-dpg")));
     }
-    let (expected, got): (String, _) =
-        (saved.field("digest")?, format!("{:016x}", digest(0, &saved.bytes[8 + header_len..])));
-    if expected != got {
-        return Err(Error::file(path, format!("damaged: expected tensors of digest {expected}, got {got}")));
+    // Files of the first versions have none.
+    if saved.metadata.contains_key("digest") {
+        let (expected, got) =
+            (saved.field::<String>("digest")?, format!("{:016x}", digest(0, &saved.bytes[8 + header_len..])));
+        if expected != got {
+            return Err(Error::file(path, format!("damaged: expected tensors of digest {expected}, got {got}")));
+        }
     }
     Ok(saved)
 }
@@ -291,6 +294,17 @@ mod tests {
         let error = file.values::<u32>("d").unwrap_err().to_string();
         assert!(error.contains("tensor d: expected U32, got U64"), "{error}");
         assert!(file.tensor("a").unwrap_err().to_string().contains("not a number at 0"));
+    }
+
+    /// As the first versions wrote files.
+    #[test]
+    fn a_file_without_a_digest_is_read() {
+        let room = tempfile::tempdir().unwrap();
+        let path = room.path().join("old.safetensors");
+        let (header, values) = (HashMap::from([("format".into(), "1".into())]), [0.5f32, -0.5]);
+        let view = TensorView::new(Dtype::F32, vec![2], bytemuck::cast_slice(&values)).unwrap();
+        std::fs::write(&path, safetensors::serialize([("a", view)], Some(header)).unwrap()).unwrap();
+        assert_eq!(load(&path).unwrap().tensor("a").unwrap(), (vec![2], values.to_vec()));
     }
 
     #[test]

@@ -112,9 +112,9 @@ fn a_product_is_drawn_from_one_factor() {
     }
 }
 
-/// Fits and tunes with a product for a base: λ, and what the policy then has, are those of the whole product.
+/// Fits with a product for a base: λ is that of the whole product, whatever draws.
 #[test]
-fn a_product_is_fitted_and_tuned_towards() {
+fn a_product_is_fitted_as_a_base() {
     let set = FeatureSet::new(space()).with("motif", Feature::Contains(vec![1, 0])).unwrap();
     let sequences = strings::all(space());
     let formula = model("r") * model("s").pow(0.5);

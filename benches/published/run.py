@@ -44,13 +44,15 @@ BASE_ONLY = ["--samples", "128"]
 
 
 def motif(out, setting, options, threads):
-    """Runs the example unless its report is there; returns whether the report is there now."""
+    """Runs the example unless its report is there; returns whether the report is there now. cpu.txt gets its user seconds."""
     if not (out / "report.json").exists():
         out.mkdir(parents=True, exist_ok=True)
         command = [os.environ.get("MOTIF", str(ROOT / "target/release/examples/motif")), *setting, *options]
         env = {**os.environ, "RAYON_NUM_THREADS": str(threads)}
         with open(out / "log.txt", "w") as log:
-            subprocess.run([*command, "--out", str(out)], env=env, stdout=log, stderr=subprocess.STDOUT)
+            run = subprocess.Popen([*command, "--out", str(out)], env=env, stdout=log, stderr=subprocess.STDOUT)
+            _, run.returncode, used = os.wait4(run.pid, 0)
+        (out / "cpu.txt").write_text(f"{used.ru_utime:.2f}\n")
     done = (out / "report.json").exists()
     print("done  " if done else "FAILED", out.relative_to(out.parents[1]), flush=True)
     return done

@@ -5,7 +5,8 @@ is then at most 1.01 times that of p itself. Evaluations come 20 a run, so that 
 
     python3 benches/published/times.py RESULTS [FILE.jsonl ...]
 
-Further files, named SIZE-SEED-ANYTHING.jsonl, are the records of `benches/peers/tune_torch.py`.
+CPU seconds are those of tuning by then: a draw has its share of the run's user seconds (cpu.txt) as far as the run's wall time
+was tuning. Further files, named SIZE-SEED-ANYTHING.jsonl, are the records of `benches/peers/tune_torch.py`.
 """
 import json
 import pathlib
@@ -15,11 +16,25 @@ import sys
 TOKENS = 31
 
 
-def reached(records, entropy):
-    """(draws, CPU seconds where they are known, else seconds) at the first evaluation within 1 %, or None; and the smallest KL seen."""
+def reached(records, entropy, cpu_seconds):
+    """(draws, CPU seconds or None) at the first evaluation within 1 %, or None; and the smallest KL seen."""
     known = [r for r in records if r["kl"] is not None]
     there = next((r for r in known if r["kl"]["value"] <= 0.01 * TOKENS * entropy), None)
-    return there and (there["samples"], there.get("cpu_seconds", there["seconds"])), min((r["kl"]["value"] for r in known), default=None)
+    return there and (there["samples"], cpu_seconds(there)), min((r["kl"]["value"] for r in known), default=None)
+
+
+def seconds_by(folder, report, records):
+    """What tells the CPU seconds of tuning at a record; None where the run's were not noted."""
+    file = folder / "cpu.txt"
+    if not file.exists():
+        return lambda record: None
+    seconds = report["seconds"]
+    a_draw = float(file.read_text().split()[-1]) * seconds["tune"] / seconds["total"] / records[-1]["samples"]
+    return lambda record: record["samples"] * a_draw
+
+
+def median(values):
+    return f"{statistics.median(values):.0f}" if values and None not in values else "–"
 
 
 def read(path):
@@ -36,17 +51,20 @@ def main():
         if report.parent.name in ("base", "reinforce") or not records.exists():
             continue
         # Against the true distribution P_lambda is the truth: its cross-entropy is the entropy.
-        entropy[size, seed] = json.loads(report.read_text())["ce"]["potential"]
-        rows.setdefault((int(size), report.parent.name), []).append(reached(read(records), entropy[size, seed]))
+        said, records = json.loads(report.read_text()), read(records)
+        entropy[size, seed] = said["ce"]["potential"]
+        cpu_seconds = seconds_by(report.parent, said, records)
+        row = reached(records, entropy[size, seed], cpu_seconds)
+        rows.setdefault((int(size), report.parent.name), []).append(row)
     for path in map(pathlib.Path, sys.argv[2:]):
         size, seed, name = path.stem.split("-", 2)
-        rows.setdefault((int(size), name), []).append(reached(read(path), entropy[size, seed]))
-    print("| size of D | method | runs | within 1 % | draws, median | seconds, median | smallest KL, median |")
+        rows.setdefault((int(size), name), []).append(reached(read(path), entropy[size, seed], lambda record: record["cpu_seconds"]))
+    print("| size of D | method | runs | within 1 % | draws, median | CPU seconds, median | smallest KL, median |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for (size, method), runs in sorted(rows.items()):
         there = [run for run, _ in runs if run]
         kl = [kl for _, kl in runs if kl is not None]
-        draws, seconds = ([f"{statistics.median(run[k] for run in there):.0f}" for k in (0, 1)] if there else ["–", "–"])
+        draws, seconds = (median([run[k] for run in there]) for k in (0, 1))
         least = f"{statistics.median(kl):.3f}" if kl else "unknown"
         print(f"| {size} | {method} | {len(runs)} | {len(there)} | {draws} | {seconds} | {least} |")
 

@@ -155,11 +155,3 @@ impl Run {
 fn texts(options: &serde_json::Value) -> BTreeMap<String, String> {
     options.as_object().into_iter().flatten().map(|(name, value)| (name.clone(), value.to_string())).collect()
 }
-
-/// FNV-1a of 64 bits (Fowler, Noll & Vo): another for data that changed by accident.
-pub fn fingerprint(data: &[u8]) -> String {
-    let hash = data
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    format!("{hash:016x}")
-}

@@ -128,24 +128,26 @@ impl Tabular {
 
     /// Draws one sequence into `tokens`; returns its length, log q and log π.
     fn draw(&self, draw: Draw, index: u64, guide: Option<&Guide>, tokens: &mut [Token]) -> (u32, f64, f64) {
-        let (mut state, mut guided) = (0, 0);
+        let (mut state, mut guided, mut log_q, mut log_model) = (0, 0, 0.0, 0.0);
         tokens.fill(self.space.pad);
-        let mut length = tokens.len();
         for position in 0..tokens.len() {
             let row = self.row(position, state);
             let boost = |token: usize| guide.map_or(0.0, |guide| guide.boost(position, guided, token as Token));
             let uniform = draw.uniform(index, position as u32);
-            let (token, _) = draw_token(uniform, row.len(), |token| row[token] + boost(token));
+            let (token, log_prob) = draw_token(uniform, row.len(), |token| row[token] + boost(token));
+            log_q += log_prob;
+            log_model += match guide {
+                Some(_) => token_log_prob(row.len(), |token| row[token], token),
+                None => log_prob,
+            };
             tokens[position] = token;
             if token == self.space.eos {
-                length = position + 1;
-                break;
+                return (position as u32 + 1, log_q, log_model);
             }
             guided = guide.map_or(0, |guide| guide.after(guided, token));
             state = self.after(state, token);
         }
-        let (log_q, log_model) = self.log_probs(guide, &tokens[..length]);
-        (length as u32, log_q, log_model)
+        (tokens.len() as u32, log_q, log_model)
     }
 }
 

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 use crate::tune::Record;
 use crate::weights::Estimate;
 
-/// Scalars of each evaluation for TensorBoard, over the draws made so far: `loss`, `kl/policy`, `kl/proposal`, `ess`,
-/// `log_z`, `swaps` and `moments/NAME`. What is unknown at an evaluation has no point there.
+/// Scalars of each evaluation for TensorBoard, over the draws made so far: `loss`, `gradient_norm`, `kl/policy`,
+/// `kl/proposal`, `tv/policy`, `ess`, `log_z`, `swaps` and `moments/NAME`. What is unknown at an evaluation has no point there.
 ///
 /// `tensorboard --logdir DIRECTORY` shows the directory and those below it, one run each.
 #[derive(Debug)]
