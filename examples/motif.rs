@@ -140,8 +140,13 @@ impl Job<'_> {
         let phi = phase::evaluate(&Cpu, &table, &data.train)?;
         let data_moments = Targets::from_data(&phi, features.len())?.moments().to_vec();
         let log_z = Estimate::exact(exact.log_z());
-        let target =
-            Target { base: &mut noise, features: &table, potential: self.process.potential(), guide: Some(&guide) };
+        let target = Target {
+            base: &mut noise,
+            features: &table,
+            potential: self.process.potential(),
+            guide: Some(&guide),
+            contexts: None,
+        };
         let run = Run { backend: &Cpu, job: self, data, names: features.names(), data_moments, log_z };
         run.tune(target, policy, &[], output, seconds)
     }

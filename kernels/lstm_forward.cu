@@ -34,6 +34,7 @@ struct LstmForward {
   const uint32_t* count;  // training: slots in use
   uint32_t* tokens;       // written when sampling
   uint32_t* lengths;
+  const uint32_t* given;  // tokens of each row's context, which are read and have no log-prob
   double* log_q;          // log-prob under what was drawn from (guided if there is a guide)
   double* log_model;      // sampling: under the model itself
   const uint32_t* class_of;  // guide, or null: [V], [states, classes], [longest + 1, states], [states]
@@ -52,7 +53,7 @@ struct LstmForward {
   Dropout dropout;        // training
   unsigned long long* status;
 };
-static_assert(sizeof(LstmForward) == 288, "src/models/lstm/gpu/forward.rs has the same layout");
+static_assert(sizeof(LstmForward) == 296, "src/models/lstm/gpu/forward.rs has the same layout");
 
 template <int TILES, bool SPLIT> struct Forward {
   static constexpr int kRows = 16 * TILES, kParts = SPLIT ? 2 : 1;
@@ -113,7 +114,7 @@ template <int TILES, bool SPLIT> struct Forward {
     state[local] = 0;
     log_q[local] = log_model[local] = 0;
     length[local] = !in_use ? 0 : a.mode == kSample ? a.longest : a.lengths[row[local]];
-    if (in_use && (length[local] == 0 || length[local] > a.longest)) reject(local);
+    if (in_use && (length[local] <= a.given[row[local]] || length[local] > a.longest)) reject(local);
     alive[local] = length[local] > 0;
   }
 
@@ -122,7 +123,7 @@ template <int TILES, bool SPLIT> struct Forward {
     note_fault(a.status, row[local], kBadRow);
     length[local] = 0;
     alive[local] = 0;
-    log_q[local] = NAN;
+    log_q[local] = log_model[local] = NAN;
   }
 
   // The thread's own cells of a tile: rows g and g + 8, two units each.
@@ -354,11 +355,12 @@ template <int TILES, bool SPLIT> struct Forward {
     return last;
   }
 
-  // The token step of one row, by a whole warp: score or draw, then the next input.
+  // The token step of one row, by a whole warp: score or draw, unless the token is of the context; then the next input.
   __device__ __forceinline__ void token_step(uint32_t local, uint32_t t) {
     const uint64_t sequence = uint64_t(row[local]) * a.longest;
-    uint32_t emitted = a.mode == kSample ? 0 : a.tokens[sequence + t];
-    if (a.mode != kSample && emitted >= a.size.vocab) {
+    const bool given = t < a.given[row[local]], draws = a.mode == kSample && !given;
+    uint32_t emitted = draws ? 0 : a.tokens[sequence + t];
+    if (emitted >= a.size.vocab) {
       __syncwarp();  // mutation: a lane that then reads that the row is dead does the same; the thread sanitizer sees it
       if (at.lane == 0) reject(local);
       if (a.mode == kTrain) keep_nothing(local, t);
@@ -368,15 +370,14 @@ template <int TILES, bool SPLIT> struct Forward {
     const Logits plain{a, logits + local * logit_stride, t, in_state, false};
     const Logits drawn{a, plain.z, t, in_state, a.next != nullptr};
     const Softmax model = softmax(plain), q = drawn.guided ? softmax(drawn) : model;
-    if (a.mode == kSample) emitted = pick(drawn, q, uniform(local, t));
-    if (a.mode == kTrain) keep_residual(local, t, plain.z, model, emitted);
+    if (draws) emitted = pick(drawn, q, uniform(local, t));
+    if (a.mode == kTrain) keep_residual(local, t, plain.z, model, emitted, given);
     __syncwarp();  // mutation: orders what the lanes read before lane 0's writes; only the thread sanitizer sees that
     if (at.lane != 0) return;
-    log_model[local] += model.log_prob(plain(emitted));
-    log_q[local] += q.log_prob(drawn(emitted));
+    if (!given) log_model[local] += model.log_prob(plain(emitted)), log_q[local] += q.log_prob(drawn(emitted));
     if (drawn.guided) state[local] = a.next[uint64_t(in_state) * a.classes + a.class_of[emitted]];
-    if (a.mode == kSample) a.tokens[sequence + t] = emitted;
-    if (a.mode == kSample && emitted == a.eos) length[local] = t + 1;
+    if (draws) a.tokens[sequence + t] = emitted;
+    if (draws && emitted == a.eos) length[local] = t + 1;
     token[local] = emitted;
     alive[local] = t + 1 < length[local];
   }
@@ -385,11 +386,13 @@ template <int TILES, bool SPLIT> struct Forward {
     return to_unit(philox(a.seed, a.first + *a.skip + row[local], t, a.purpose).x);
   }
 
-  __device__ __forceinline__ void keep_residual(uint32_t local, uint32_t t, const float* z, Softmax model, uint32_t emitted) {
+  // A token of the context has no gradient of its own.
+  __device__ __forceinline__ void keep_residual(uint32_t local, uint32_t t, const float* z, Softmax model, uint32_t emitted,
+                                                bool given) {
     const uint64_t index = uint64_t(t) * a.capacity + slot(local);
     for (uint32_t v = at.lane; v < a.size.outputs; v += 32) {
       const float p = v < a.size.vocab ? weight(z[v], model.max) / model.sum : 0.0f;
-      a.residual[index * a.size.outputs + v] = (v == emitted ? 1.0f : 0.0f) - p;
+      a.residual[index * a.size.outputs + v] = given ? 0.0f : (v == emitted ? 1.0f : 0.0f) - p;
     }
     if (at.lane == 0) a.inputs[index] = token[local];
   }

@@ -9,6 +9,7 @@
 #include "common/coefficient.cuh"
 #include "common/philox.cuh"
 #include "common/reduce.cuh"
+#include "common/rows.cuh"
 #include "common/status.cuh"
 
 constexpr int kThreads = 1024;
@@ -56,6 +57,19 @@ template <typename LogWeight> DEV_FN void add_rows(Mean& mean, uint64_t rows, Lo
   mean.shift = shift;
 }
 
+// Adds one weight, as LogMean::push does.
+DEV_FN void add_weight(Mean& mean, double log_w) {
+  mean.count++;
+  if (!isfinite(log_w)) return;
+  if (mean.total == 0 || log_w > mean.shift) {
+    const double rescale = mean.total == 0 ? 0.0 : exp(mean.shift - log_w);
+    mean.total *= rescale, mean.squares *= rescale * rescale, mean.shift = log_w;
+  }
+  const double weight = exp(log_w - mean.shift);
+  mean.total += weight;
+  mean.squares += dev::mul_rn(weight, weight);  // two roundings, as on the CPU
+}
+
 // log_w = log P - log q, [rows]; their mean joins `mean`. Without log_q that of P does, and log_w is not written. One
 // that is NaN or +inf becomes NaN and is noted. One block.
 extern "C" __global__ void __launch_bounds__(kThreads)
@@ -67,6 +81,26 @@ pool_weigh(const double* log_p, const double* log_q, uint64_t rows, double* log_
     if (log_q) log_w[row] = good ? log_weight(row) : double(NAN);
   }
   add_rows(*mean, rows, log_weight);
+}
+
+// The weights of new draws join the means of their contexts: of `count` contexts each has `draws` draws in a row, by their
+// numbers from first + *skip on. A thread per context, any grid.
+extern "C" __global__ void __launch_bounds__(256)
+pool_weigh_contexts(const double* log_w, uint64_t rows, uint64_t first, const uint64_t* skip, uint64_t count, uint64_t draws,
+                    Mean* means, double* log_z) {
+  const uint64_t begin = first + *skip, end = begin + rows, step = uint64_t(gridDim.x) * blockDim.x;
+  for (uint64_t context = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x; context < count; context += step) {
+    Mean mean = means[context];
+    // Its first turn that ends behind `begin`.
+    uint64_t turn = begin / draws;
+    turn += (context + count - turn % count) % count;
+    for (; turn * draws < end; turn += count) {
+      const uint64_t last = min((turn + 1) * draws, end);
+      for (uint64_t draw = max(turn * draws, begin); draw < last; draw++) add_weight(mean, log_w[draw - begin]);
+    }
+    means[context] = mean;
+    log_z[context] = value_of(mean);
+  }
 }
 
 // What the returns of new draws are under control by KL(pi || r), [rows]; one that is not finite is noted. Any grid.
@@ -91,16 +125,31 @@ DEV_FN double worth_of(double kept, double log_mean, uint32_t unit, double clip)
   return unit == kReturn ? kept : fmin(exp(kept - log_mean), clip);
 }
 
+// The log-weights kept, with what divides them by the Z of their contexts: null where there are none or the unit is not
+// one of p.
+struct Kept {
+  const double* log_w;
+  const uint32_t* context;
+  const double* log_z;
+
+  // A positive weight is one of those that its context's Z is made of, which is then positive too.
+  __device__ __forceinline__ double operator()(uint64_t slot) const {
+    return log_z && log_w[slot] > -kInf ? log_w[slot] - log_z[context[slot]] : log_w[slot];
+  }
+};
+
 // What updates divide their weights by and subtract from them, and what clipping takes away. One block.
 extern "C" __global__ void __launch_bounds__(kThreads)
-pool_measure(const double* log_w, uint32_t unit, double clip, uint32_t baseline, Ledger* ledger) {
+pool_measure(const Kept log_w, uint32_t unit, double clip, uint32_t baseline, Ledger* ledger) {
   const uint64_t rows = ledger->rows;
   Mean mean{};
   if (unit == kMeanReward) mean = ledger->log_reward;
   if (unit == kPartition) mean = ledger->log_z;
-  if (unit == kMeanWeight) add_rows(mean, rows, [&](uint64_t row) { return log_w[row]; });
+  if (unit == kMeanWeight) add_rows(mean, rows, log_w);
   SHARED(double, shared_mean, [1]);
-  if (threadIdx.x == 0) shared_mean[0] = unit == kReturn ? 0.0 : value_of(mean);
+  // Weights of contexts are p/q already.
+  const bool is_one = unit == kReturn || (unit == kPartition && log_w.log_z);
+  if (threadIdx.x == 0) shared_mean[0] = is_one ? 0.0 : value_of(mean);
   __syncthreads();
   const double log_mean = shared_mean[0];
   if (threadIdx.x == 0) ledger->log_mean = log_mean, ledger->center = 0, ledger->factor = 1;
@@ -109,7 +158,7 @@ pool_measure(const double* log_w, uint32_t unit, double clip, uint32_t baseline,
   if (!own && clip == kInf) return;
   double kept = 0, all = 0;
   for (uint64_t row = threadIdx.x; row < rows; row += kThreads)
-    kept += worth_of(log_w[row], log_mean, unit, clip), all += worth_of(log_w[row], log_mean, unit, kInf);
+    kept += worth_of(log_w(row), log_mean, unit, clip), all += worth_of(log_w(row), log_mean, unit, kInf);
   kept = block_sum(kept), all = block_sum(all);
   if (threadIdx.x != 0) return;
   if (clip < kInf) ledger->cut = 1 - kept / all;
@@ -167,27 +216,15 @@ pool_keep(const double* log_w, uint64_t rows, uint32_t all, uint32_t fresh, uint
   if (fresh) ledger->cursor = 0;
 }
 
-// A batch of rows of `longest` tokens, with what is known of each.
-struct Rows {
-  uint32_t *tokens, *lengths;
-};
-DEV_FN void copy_row(const Rows& from, uint64_t row, const Rows& to, uint64_t at, uint32_t longest, uint32_t pad) {
-  const uint32_t lane = threadIdx.x % 32, length = from.lengths[row];
-  for (uint32_t t = lane; t < longest; t += 32)
-    to.tokens[at * longest + t] = t < length ? from.tokens[row * longest + t] : pad;
-  if (lane == 0) to.lengths[at] = length;
-}
-
 // The draws that have a slot go there, with log w and log q. A warp per draw, any grid.
 extern "C" __global__ void __launch_bounds__(256)
-pool_scatter(uint32_t* tokens, uint32_t* lengths, const double* log_w, const double* log_q, const uint32_t* slots,
-             uint64_t rows, uint32_t longest, uint32_t pad, uint32_t* to_tokens, uint32_t* to_lengths, double* to_log_w,
-             double* to_log_q) {
+pool_scatter(const Rows draws, const double* log_w, const double* log_q, const uint32_t* slots, uint64_t rows,
+             uint32_t longest, uint32_t pad, const Rows ring, double* to_log_w, double* to_log_q) {
   const uint64_t warps = uint64_t(gridDim.x) * (blockDim.x / 32);
   for (uint64_t row = uint64_t(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32; row < rows; row += warps) {
     const uint32_t slot = slots[row];
     if (slot == kNone) continue;
-    copy_row({tokens, lengths}, row, {to_tokens, to_lengths}, slot, longest, pad);
+    copy_row(draws, row, ring, slot, longest, pad);
     if (threadIdx.x % 32 == 0) to_log_w[slot] = log_w[row], to_log_q[slot] = log_q[row];
   }
 }
@@ -270,9 +307,9 @@ pool_choose(uint32_t* order, uint32_t* chosen, uint64_t count, uint64_t uses, ui
 // The rows of an update with their weights (worth - center) * factor / (rows * longest), log q and log p. A row beyond
 // those chosen is an EOS of weight 0 that no coefficient takes in. A warp per row, any grid.
 extern "C" __global__ void __launch_bounds__(256)
-pool_gather(uint32_t* tokens, uint32_t* lengths, const double* log_w, const double* log_q, const uint32_t* chosen,
-            uint64_t rows, uint32_t longest, uint32_t eos, uint32_t pad, uint32_t unit, double clip, const Ledger* ledger,
-            uint32_t* to_tokens, uint32_t* to_lengths, float* weights, double* to_log_q, double* to_log_p, double* shift) {
+pool_gather(const Rows ring, const Kept log_w, const double* log_q, const uint32_t* chosen, uint64_t rows, uint32_t longest,
+            uint32_t eos, uint32_t pad, uint32_t unit, double clip, const Ledger* ledger, const Rows to, float* weights,
+            double* to_log_q, double* to_log_p, double* shift) {
   const uint64_t warps = uint64_t(gridDim.x) * (blockDim.x / 32), used = ledger->chosen;
   const uint32_t lane = threadIdx.x % 32;
   const float scale = 1.0f / (float(used) * float(longest));
@@ -280,14 +317,17 @@ pool_gather(uint32_t* tokens, uint32_t* lengths, const double* log_w, const doub
   for (uint64_t row = uint64_t(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32; row < rows; row += warps) {
     if (row < used) {
       const uint32_t slot = chosen[row];
-      copy_row({tokens, lengths}, slot, {to_tokens, to_lengths}, row, longest, pad);
+      copy_row(ring, slot, to, row, longest, pad);
       if (lane != 0) continue;
-      const float worth = float(worth_of(log_w[slot], ledger->log_mean, unit, clip));
+      const double own = log_w(slot);
+      const float worth = float(worth_of(own, ledger->log_mean, unit, clip));
       weights[row] = (worth - float(ledger->center)) * float(ledger->factor) * scale;
-      to_log_q[row] = log_q[slot], to_log_p[row] = log_w[slot] + log_q[slot] - ledger->log_mean;
+      to_log_q[row] = log_q[slot], to_log_p[row] = own + log_q[slot] - ledger->log_mean;
     } else {
-      for (uint32_t t = lane; t < longest; t += 32) to_tokens[row * longest + t] = t == 0 ? eos : pad;
-      if (lane == 0) to_lengths[row] = 1, weights[row] = 0, to_log_q[row] = to_log_p[row] = kInf;
+      for (uint32_t t = lane; t < longest; t += 32) to.tokens[row * longest + t] = t == 0 ? eos : pad;
+      if (lane != 0) continue;
+      to.lengths[row] = 1, to.given[row] = to.context[row] = 0;
+      weights[row] = 0, to_log_q[row] = to_log_p[row] = kInf;
     }
   }
 }
@@ -326,6 +366,7 @@ pool_note(const float* weights, const double* log_pi, const double* log_p, const
 }
 
 EXPORT_KERNEL(pool_weigh)
+EXPORT_KERNEL(pool_weigh_contexts)
 EXPORT_KERNEL(pool_returns)
 EXPORT_KERNEL(pool_measure)
 EXPORT_KERNEL(pool_accept)

@@ -110,7 +110,8 @@ fn of_tuning(method: Method, proposal: Source, baseline: Baseline, batches: usiz
     let potential = Potential::new(&Cpu, &[Role::Require(1.0), Role::Tilt(1.0)]).unwrap();
     let features = set.compile(&Cpu).unwrap();
     let guide = LookAhead::towards(&base, &set, &potential, 100).unwrap().guide();
-    let mut target = Target { base: &mut base, features: &features, potential: &potential, guide: Some(&guide) };
+    let mut target =
+        Target { base: &mut base, features: &features, potential: &potential, guide: Some(&guide), contexts: None };
     let mut policy = Lstm::new(space, LstmShape { layers: 1, hidden: 8, dropout: 0.0 }, 0).unwrap();
     let mut options = TuneOptions::default();
     (options.method, options.proposal, options.baseline, options.swap) = (method, proposal, baseline, Swap::Never);

@@ -385,7 +385,7 @@ fn options(method: Method, proposal: Source, baseline: Baseline) -> TuneOptions 
 fn tuned(world: &mut World, options: &TuneOptions) -> (Vec<f64>, Tuned) {
     let World { base, features, potential, guide, .. } = world;
     let mut policy = Tabular::new(guide).unwrap();
-    let mut target = Target { base, features, potential, guide: Some(guide) };
+    let mut target = Target { base, features, potential, guide: Some(guide), contexts: None };
     let tuned = tune(&Cpu, &mut target, &mut policy, options, TuneData::default(), |_| {}).unwrap();
     (score(&mut policy, &world.all), tuned)
 }
@@ -523,7 +523,7 @@ fn what_does_not_go_together_is_refused() {
         let mut world = world(requires);
         let World { base, features, potential, guide, .. } = &mut world;
         let mut policy = Tabular::new(guide).unwrap();
-        let mut target = Target { base, features, potential, guide: Some(guide) };
+        let mut target = Target { base, features, potential, guide: Some(guide), contexts: None };
         let error =
             tune(&Cpu, &mut target, &mut policy, &options, TuneData::default(), |_| {}).unwrap_err().to_string();
         assert!(error.contains(words) && error.contains("expected") && !error.contains('\n'), "{error}");

@@ -90,7 +90,8 @@ fn a_product_is_drawn_from_one_factor() {
     let moment: f64 = log_p.iter().zip(phi.chunks(3)).map(|(p, phi)| p.exp() / z * f64::from(phi[1])).sum();
 
     let guide = LookAhead::towards(&chain(0.5), &set, &potential, 100).unwrap().guide();
-    let mut target = Target { base: &mut product, features: &table, potential: &potential, guide: Some(&guide) };
+    let mut target =
+        Target { base: &mut product, features: &table, potential: &potential, guide: Some(&guide), contexts: None };
     let mut draws = Draws::new(&Cpu, space(), 20_000, 3).unwrap();
     for source in [Source::Base, Source::Guided] {
         draws.fill(&Cpu, &mut target, source, None::<&mut Markov>, Draw::new(3, Purpose::User)).unwrap();

@@ -63,7 +63,7 @@ impl World {
         mut watch: impl FnMut(),
     ) -> Result<Tuned> {
         let World { base, features, potential, guide, held_out, extra } = self;
-        let target = &mut Target { base, features, potential, guide: Some(guide) };
+        let target = &mut Target { base, features, potential, guide: Some(guide), contexts: None };
         let data = TuneData { held_out: Some(held_out), extra: Some(extra) };
         match how {
             Some(how) => tune_with_checkpoints(&Cpu, target, policy, options, data, how, |_| watch()),
@@ -305,7 +305,8 @@ fn other_spaces_and_extra_data_are_refused() {
     let set = FeatureSet::new(longer).with("motif", Feature::Contains(vec![1, 1])).unwrap();
     let mut base = Markov::noise(longer, 8).unwrap();
     let (features, potential) = (set.compile(&Cpu).unwrap(), Potential::new(&Cpu, &[Role::Require(1.0)]).unwrap());
-    let target = &mut Target { base: &mut base, features: &features, potential: &potential, guide: None };
+    let target =
+        &mut Target { base: &mut base, features: &features, potential: &potential, guide: None, contexts: None };
     let mut policy = Lstm::new(longer, LstmShape { layers: 2, hidden: 5, dropout: 0.0 }, 1).unwrap();
     let error = tune_with_checkpoints(&Cpu, target, &mut policy, &distill, TuneData::default(), &how, |_| {});
     let error = error.unwrap_err().to_string();
@@ -386,7 +387,7 @@ fn tables_resume_too() {
     let (fresh, options) = (Tabular::new(&world.guide).unwrap(), options(Method::DpgOffPolicy, Source::Guided));
     let World { base, features, potential, guide, .. } = world;
     let mut run = |policy: &mut Tabular, how: &Checkpoints, mut watch: Box<dyn FnMut() + '_>| {
-        let target = &mut Target { base, features, potential, guide: Some(guide) };
+        let target = &mut Target { base, features, potential, guide: Some(guide), contexts: None };
         tune_with_checkpoints(&Cpu, target, policy, &options, TuneData::default(), how, |_| watch()).unwrap()
     };
     let (mut policy, mut third) = (fresh.clone(), None);

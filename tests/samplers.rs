@@ -62,7 +62,7 @@ fn world() -> World {
 
 impl World {
     fn target<'a>(&'a self, base: &'a mut Markov) -> Target<'a, Cpu, Markov> {
-        Target { base, features: &self.table, potential: &self.potential, guide: Some(&self.guide) }
+        Target { base, features: &self.table, potential: &self.potential, guide: Some(&self.guide), contexts: None }
     }
 
     /// Pearson's χ² of the samples against p over the members with at least 5 expected, the rest pooled, as a number of
@@ -452,6 +452,7 @@ fn the_same_seed_gives_the_same_samples_on_one_thread_and_on_three() {
                 features: &world.table,
                 potential: &world.potential,
                 guide: Some(&world.guide),
+                contexts: None,
             };
             let mut proposal = Proposal::guided(&mut target).unwrap();
             let samples = rejection(&Cpu, &mut proposal, Bound::Running, &self::options(500, 2)).unwrap();

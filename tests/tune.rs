@@ -65,7 +65,7 @@ fn world() -> World {
 impl World {
     fn target(&mut self) -> Target<'_, Cpu, Markov> {
         let World { base, features, potential, guide, .. } = self;
-        Target { base, features, potential, guide: Some(guide) }
+        Target { base, features, potential, guide: Some(guide), contexts: None }
     }
 
     /// Tunes a fresh small policy; returns it with what tuning says and KL(p‖π) by enumeration.
@@ -343,7 +343,7 @@ fn noise_does_not_swap() {
         (options.evaluations, options.adam.learning_rate) = (60, 1e-30);
         let mut policy = base.clone();
         let World { features, potential, .. } = &world;
-        let mut target = Target { base: &mut base, features, potential, guide: None };
+        let mut target = Target { base: &mut base, features, potential, guide: None, contexts: None };
         let data = TuneData { held_out: Some(&held_out), extra: None };
         let tuned = tune(&Cpu, &mut target, &mut policy, &options, data, |_| {}).unwrap();
         assert_eq!(policy.tensors(), base.tensors());
@@ -476,7 +476,8 @@ fn no_positive_draw_in_the_whole_budget_says_what_to_do() {
     let potential = Potential::new(&Cpu, &[Role::Require(1.0)]).unwrap();
     let features = set.compile(&Cpu).unwrap();
     for method in [Method::DpgOffPolicy, Method::Distill] {
-        let mut target = Target { base: &mut base, features: &features, potential: &potential, guide: None };
+        let mut target =
+            Target { base: &mut base, features: &features, potential: &potential, guide: None, contexts: None };
         let options = with(method, Source::Base, |o| o.samples = 1024);
         let error = tune(&Cpu, &mut target, &mut lstm(8), &options, TuneData::default(), |_| {}).unwrap_err();
         assert!(matches!(error, Error::NoAnswer { .. }), "{error}");

@@ -112,7 +112,7 @@ pub struct Fitted<B: Memory> {
 impl<B: Backend> Fitted<B> {
     /// What the policy is tuned towards.
     pub fn target<'a, R>(&'a self, base: &'a mut R, features: &'a FeatureTable<B>) -> Target<'a, B, R> {
-        Target { base, features, potential: &self.potential, guide: Some(&self.guide) }
+        Target { base, features, potential: &self.potential, guide: Some(&self.guide), contexts: None }
     }
 }
 

@@ -90,6 +90,11 @@ impl Guide<Cpu> {
         }
     }
 
+    /// The state after `tokens`, from the beginning.
+    pub fn state_after(&self, tokens: &[crate::tokens::Token]) -> u32 {
+        tokens.iter().fold(0, |state, &token| self.after(state, token))
+    }
+
     /// The state after `token`.
     #[inline]
     pub fn after(&self, state: u32, token: crate::tokens::Token) -> u32 {

@@ -197,7 +197,7 @@ impl<F: FnMut(Prefixes<'_>, &mut [f32]) -> Result<()>> Logits<F> {
             };
             work.logits.par_chunks_exact(vocab).zip(&work.live).map(log_prob).collect_into_vec(&mut work.log_probs);
             for (&row, log_prob) in work.live.iter().zip(&work.log_probs) {
-                log_probs[row] += log_prob;
+                log_probs[row] += if position < batch.given[row] as usize { 0.0 } else { *log_prob };
                 if let Some(guide) = guide {
                     work.states[row - start] = guide.after(work.states[row - start], batch.token(row, position));
                 }
@@ -206,7 +206,8 @@ impl<F: FnMut(Prefixes<'_>, &mut [f32]) -> Result<()>> Logits<F> {
         Ok(())
     }
 
-    /// Draws the tokens of a run of rows into a batch of PADs.
+    /// Draws the tokens of a run of rows behind their contexts, the rest of which are PADs. Contexts are asked for as all else,
+    /// so that a model that caches its states sees every width.
     fn sample_run(
         &mut self,
         draw: Draw,
@@ -229,6 +230,9 @@ impl<F: FnMut(Prefixes<'_>, &mut [f32]) -> Result<()>> Logits<F> {
             let work = &mut self.workspace;
             let states = &work.states;
             let pick = |(logits, &row): (&[f32], &usize)| {
+                if position < batch.given[row] as usize {
+                    return Some(Drawn { token: batch.token(row, position), log_q: 0.0, log_model: 0.0 });
+                }
                 let uniform = draw.uniform(row as u64, position as u32);
                 pick(logits, uniform, guide.map(|guide| (guide, states[row - start])), position)
             };
@@ -295,7 +299,9 @@ impl<F: FnMut(Prefixes<'_>, &mut [f32]) -> Result<()>> Sampler<Cpu> for Logits<F
         log_model: &mut [f64],
     ) -> Result<()> {
         super::check_sample(self.space, guide, batch, log_q.len(), log_model.len())?;
-        batch.tokens.fill(self.space.pad);
+        for (tokens, &given) in batch.tokens.chunks_exact_mut(self.space.longest as usize).zip(&batch.given) {
+            tokens[given as usize..].fill(self.space.pad);
+        }
         log_q.fill(0.0);
         log_model.fill(0.0);
         batch.rows = 0;

@@ -143,34 +143,49 @@ impl Markov {
         &self.log_probs
     }
 
-    fn log_prob(&self, sequence: &[Token]) -> f64 {
+    /// log π of what follows the first `given` tokens.
+    fn log_prob(&self, sequence: &[Token], given: usize) -> f64 {
         let mut context = self.start_context();
         let mut total = 0.0;
         for (position, &token) in sequence.iter().enumerate() {
-            total += f64::from(self.row(position, context)[token as usize]);
+            if position >= given {
+                total += f64::from(self.row(position, context)[token as usize]);
+            }
             context = self.next_context(context, token);
         }
         total
     }
 
-    fn guided_log_prob(&self, guide: &Guide, sequence: &[Token]) -> f64 {
+    fn guided_log_prob(&self, guide: &Guide, sequence: &[Token], given: usize) -> f64 {
         let (mut context, mut state, mut total) = (self.start_context(), 0, 0.0);
         for (position, &token) in sequence.iter().enumerate() {
             let row = self.row(position, context);
             let guided = |token: usize| row[token] + guide.boost(position, state, token as Token);
-            total += super::token_log_prob(row.len(), guided, token);
+            if position >= given {
+                total += super::token_log_prob(row.len(), guided, token);
+            }
             state = guide.after(state, token);
             context = self.next_context(context, token);
         }
         total
     }
 
-    /// Draws one sequence into `tokens`; returns (length, log q, log π).
-    fn draw(&self, draw: Draw, index: u64, guide: Option<&Guide>, tokens: &mut [Token]) -> (u32, f64, f64) {
-        let (mut context, mut state) = (self.start_context(), 0);
+    /// Draws what follows the first `given` tokens of one sequence; returns (length, log q, log π).
+    fn draw(
+        &self,
+        draw: Draw,
+        index: u64,
+        guide: Option<&Guide>,
+        tokens: &mut [Token],
+        given: usize,
+    ) -> (u32, f64, f64) {
+        let (context, drawn) = tokens.split_at_mut(given);
+        drawn.fill(self.space.pad);
+        let mut state = guide.map_or(0, |guide| guide.state_after(context));
+        let mut context =
+            context.iter().fold(self.start_context(), |context, &token| self.next_context(context, token));
         let (mut log_q, mut log_model) = (0.0, 0.0);
-        tokens.fill(self.space.pad);
-        for position in 0..tokens.len() {
+        for position in given..tokens.len() {
             let row = self.row(position, context);
             let uniform = draw.uniform(index, position as u32);
             let guided = |token: usize| match guide {
@@ -217,7 +232,9 @@ impl Scorer<Cpu> for Markov {
         super::check_batch(self.space, batch.space)?;
         expect_len("log-probs", batch.rows, log_probs.len())?;
         let this = &*self;
-        log_probs.par_iter_mut().enumerate().for_each(|(row, out)| *out = this.log_prob(batch.sequence(row)));
+        let score =
+            |(row, out): (usize, &mut f64)| *out = this.log_prob(batch.sequence(row), batch.given[row] as usize);
+        log_probs.par_iter_mut().enumerate().for_each(score);
         Ok(())
     }
 }
@@ -238,10 +255,11 @@ impl Sampler<Cpu> for Markov {
             .tokens
             .par_chunks_exact_mut(self.space.longest as usize)
             .zip(&mut batch.lengths)
+            .zip(&batch.given)
             .zip(log_q.par_iter_mut().zip(log_model))
             .enumerate()
-            .for_each(|(row, ((tokens, length), (log_q, log_model)))| {
-                (*length, *log_q, *log_model) = this.draw(draw, row as u64, guide, tokens);
+            .for_each(|(row, (((tokens, length), &given), (log_q, log_model)))| {
+                (*length, *log_q, *log_model) = this.draw(draw, row as u64, guide, tokens, given as usize);
             });
         Ok(())
     }
@@ -249,7 +267,9 @@ impl Sampler<Cpu> for Markov {
     fn score_guided(&mut self, guide: &Guide, batch: &Batch, log_q: &mut [f64]) -> Result<()> {
         super::check_guided(self.space, guide, batch, log_q.len())?;
         let this = &*self;
-        let score = |(row, out): (usize, &mut f64)| *out = this.guided_log_prob(guide, batch.sequence(row));
+        let score = |(row, out): (usize, &mut f64)| {
+            *out = this.guided_log_prob(guide, batch.sequence(row), batch.given[row] as usize);
+        };
         log_q.par_iter_mut().enumerate().for_each(score);
         Ok(())
     }

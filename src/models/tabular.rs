@@ -110,10 +110,12 @@ impl Tabular {
         self.next[state as usize * self.space.vocab as usize + token as usize]
     }
 
-    /// log q and log π of a sequence; with a guide its own state is followed beside the table's.
-    fn log_probs(&self, guide: Option<&Guide>, sequence: &[Token]) -> (f64, f64) {
-        let (mut state, mut guided, mut log_q, mut log_model) = (0, 0, 0.0, 0.0);
-        for (position, &token) in sequence.iter().enumerate() {
+    /// log q and log π of what follows the first `given` tokens of a sequence; with a guide its own state is followed
+    /// beside the table's.
+    fn log_probs(&self, guide: Option<&Guide>, sequence: &[Token], given: usize) -> (f64, f64) {
+        let (mut state, mut guided) = self.states_after(guide, &sequence[..given]);
+        let (mut log_q, mut log_model) = (0.0, 0.0);
+        for (position, &token) in sequence.iter().enumerate().skip(given) {
             let row = self.row(position, state);
             log_model += token_log_prob(row.len(), |token| row[token], token);
             if let Some(guide) = guide {
@@ -126,11 +128,26 @@ impl Tabular {
         (if guide.is_some() { log_q } else { log_model }, log_model)
     }
 
-    /// Draws one sequence into `tokens`; returns its length, log q and log π.
-    fn draw(&self, draw: Draw, index: u64, guide: Option<&Guide>, tokens: &mut [Token]) -> (u32, f64, f64) {
-        let (mut state, mut guided, mut log_q, mut log_model) = (0, 0, 0.0, 0.0);
-        tokens.fill(self.space.pad);
-        for position in 0..tokens.len() {
+    /// The table's state after `tokens`, and the guide's.
+    fn states_after(&self, guide: Option<&Guide>, tokens: &[Token]) -> (u32, u32) {
+        let own = tokens.iter().fold(0, |state, &token| self.after(state, token));
+        (own, guide.map_or(0, |guide| guide.state_after(tokens)))
+    }
+
+    /// Draws what follows the first `given` tokens of one sequence; returns its length, log q and log π.
+    fn draw(
+        &self,
+        draw: Draw,
+        index: u64,
+        guide: Option<&Guide>,
+        tokens: &mut [Token],
+        given: usize,
+    ) -> (u32, f64, f64) {
+        let (context, drawn) = tokens.split_at_mut(given);
+        drawn.fill(self.space.pad);
+        let (mut state, mut guided) = self.states_after(guide, context);
+        let (mut log_q, mut log_model) = (0.0, 0.0);
+        for position in given..tokens.len() {
             let row = self.row(position, state);
             let boost = |token: usize| guide.map_or(0.0, |guide| guide.boost(position, guided, token as Token));
             let uniform = draw.uniform(index, position as u32);
@@ -160,7 +177,8 @@ impl Scorer<Cpu> for Tabular {
         check_batch(self.space, batch.space)?;
         expect_len("log-probs", batch.rows, log_probs.len())?;
         let this = &*self;
-        let score = |(row, out): (usize, &mut f64)| *out = this.log_probs(None, batch.sequence(row)).1;
+        let given = |row: usize| batch.given[row] as usize;
+        let score = |(row, out): (usize, &mut f64)| *out = this.log_probs(None, batch.sequence(row), given(row)).1;
         log_probs.par_iter_mut().enumerate().for_each(score);
         Ok(())
     }
@@ -179,9 +197,9 @@ impl Sampler<Cpu> for Tabular {
         batch.rows = batch.capacity();
         let this = &*self;
         let rows = batch.tokens.par_chunks_exact_mut(self.space.longest as usize).zip(&mut batch.lengths);
-        let rows = rows.zip(log_q.par_iter_mut().zip(log_model)).enumerate();
-        rows.for_each(|(row, ((tokens, length), (log_q, log_model)))| {
-            (*length, *log_q, *log_model) = this.draw(draw, row as u64, guide, tokens);
+        let rows = rows.zip(&batch.given).zip(log_q.par_iter_mut().zip(log_model)).enumerate();
+        rows.for_each(|(row, (((tokens, length), &given), (log_q, log_model)))| {
+            (*length, *log_q, *log_model) = this.draw(draw, row as u64, guide, tokens, given as usize);
         });
         Ok(())
     }
@@ -189,7 +207,9 @@ impl Sampler<Cpu> for Tabular {
     fn score_guided(&mut self, guide: &Guide, batch: &Batch, log_q: &mut [f64]) -> Result<()> {
         check_guided(self.space, guide, batch, log_q.len())?;
         let this = &*self;
-        let score = |(row, out): (usize, &mut f64)| *out = this.log_probs(Some(guide), batch.sequence(row)).0;
+        let given = |row: usize| batch.given[row] as usize;
+        let score =
+            |(row, out): (usize, &mut f64)| *out = this.log_probs(Some(guide), batch.sequence(row), given(row)).0;
         log_q.par_iter_mut().enumerate().for_each(score);
         Ok(())
     }
@@ -207,11 +227,11 @@ impl Policy<Cpu> for Tabular {
                 *log_prob = f64::NAN;
                 continue;
             }
-            let sequence = batch.sequence(row);
-            *log_prob = self.log_probs(None, sequence).1;
+            let (sequence, given) = (batch.sequence(row), batch.given[row] as usize);
+            *log_prob = self.log_probs(None, sequence, given).1;
             let coefficient = coefficients.of(row, *log_prob);
-            let mut state = 0;
-            for (position, &token) in sequence.iter().enumerate() {
+            let (mut state, _) = self.states_after(None, &sequence[..given]);
+            for (position, &token) in sequence.iter().enumerate().skip(given) {
                 let start = self.start(position, state);
                 let logits = &self.logits[start..][..self.space.vocab as usize];
                 let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);

@@ -134,7 +134,7 @@ impl<B: Backend> Scorer<B> for Product<'_, B> {
 /// let mut product = SampledProduct::new(&Cpu, &formula, ("base", &mut base), vec![("ones", &mut ones)])?;
 ///
 /// let (table, potential) = (features.compile(&Cpu)?, formula.potential(&Cpu, &features)?);
-/// let mut target = Target { base: &mut product, features: &table, potential: &potential, guide: None };
+/// let mut target = Target { base: &mut product, features: &table, potential: &potential, guide: None, contexts: None };
 /// let mut draws = Draws::new(&Cpu, space, 1000, 1)?;
 /// draws.fill(&Cpu, &mut target, Source::Base, None::<&mut Markov>, Draw::new(1, Purpose::User))?;
 /// let weights = ImportanceWeights::new(&draws.host_log_p, &draws.host_log_q)?;

@@ -63,7 +63,7 @@ pub fn metropolis<B: Backend, R: Sampler<B>, Q: Sampler<B>>(
             }
             let due = step >= chains.burn_in && (step - chains.burn_in).is_multiple_of(chains.thin);
             if due && chain.log_w > f64::NEG_INFINITY && samples.rows() < options.samples {
-                samples.batch.push(&chain.tokens)?;
+                samples.batch.push_given(&chain.tokens, chain.given, 0)?;
                 samples.log_p.push(chain.log_p);
                 samples.phi.extend_from_slice(&chain.phi);
             }
@@ -78,6 +78,8 @@ pub fn metropolis<B: Backend, R: Sampler<B>, Q: Sampler<B>>(
 /// Where one chain is.
 struct Chain {
     tokens: Vec<u32>,
+    /// Tokens of the context.
+    given: usize,
     phi: Vec<f32>,
     log_p: f64,
     /// −∞ before the first draw of positive weight.
@@ -89,7 +91,7 @@ impl Chain {
         let one = || {
             let mut tokens: Vec<u32> = room(longest, "chain")?;
             tokens.clear();
-            Ok(Chain { tokens, phi: Vec::new(), log_p: f64::NEG_INFINITY, log_w: f64::NEG_INFINITY })
+            Ok(Chain { tokens, given: 0, phi: Vec::new(), log_p: f64::NEG_INFINITY, log_w: f64::NEG_INFINITY })
         };
         (0..chains.chains).map(|_| one()).collect()
     }
@@ -98,6 +100,7 @@ impl Chain {
         let features = drawn.phi.len() / drawn.log_p.len();
         self.tokens.clear();
         self.tokens.extend_from_slice(drawn.batch.sequence(row));
+        self.given = drawn.batch.given[row] as usize;
         self.phi.clear();
         self.phi.extend_from_slice(&drawn.phi[row * features..][..features]);
         (self.log_p, self.log_w) = (drawn.log_p[row], drawn.log_w[row]);

@@ -136,7 +136,7 @@ impl Samples {
     /// Appends row `row` of `from`.
     fn push(&mut self, from: &Drawn<'_>, row: usize) -> Result<()> {
         let features = from.phi.len() / from.log_p.len();
-        self.batch.push(from.batch.sequence(row))?;
+        self.batch.push_row(&from.batch, row)?;
         self.log_p.push(from.log_p[row]);
         self.phi.extend_from_slice(&from.phi[row * features..][..features]);
         Ok(())
@@ -151,7 +151,7 @@ impl Samples {
             ..Samples::new(self.batch.space, rows.len())?
         };
         for row in rows.iter().map(|&row| row as usize) {
-            chosen.batch.push(self.batch.sequence(row))?;
+            chosen.batch.push_row(&self.batch, row)?;
             chosen.log_p.push(self.log_p[row]);
             chosen.phi.extend_from_slice(&self.phi[row * features..][..features]);
         }
@@ -192,6 +192,10 @@ struct Attempts<'p, 'a, 't, B: Backend, R, Q> {
 impl<'p, 'a, 't, B: Backend, R: Sampler<B>, Q: Sampler<B>> Attempts<'p, 'a, 't, B, R, Q> {
     fn new(backend: &'p B, proposal: &'p mut Proposal<'a, 't, B, R, Q>, options: &SamplerOptions) -> Result<Self> {
         options.check()?;
+        // Of several contexts those that weigh more would be sampled more often.
+        if let Some(contexts) = proposal.target.contexts.filter(|contexts| contexts.len() > 1) {
+            return Err(Error::argument("contexts to sample from", "one at a time", contexts.len()));
+        }
         let draws = Draws::new(backend, proposal.space(), options.batch, proposal.target.features.len())?;
         Ok(Attempts { backend, proposal, draws, options: *options, spent: 0 })
     }

@@ -103,7 +103,7 @@ fn thinned(samples: &Samples, capacity: usize, stays: impl Fn(usize) -> bool) ->
     let kept = samples.select(&rows)?;
     let mut roomy = Samples::new(samples.batch.space, capacity)?;
     for row in 0..kept.rows() {
-        roomy.batch.push(kept.batch.sequence(row))?;
+        roomy.batch.push_row(&kept.batch, row)?;
     }
     Ok(Samples { batch: roomy.batch, ..kept })
 }

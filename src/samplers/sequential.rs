@@ -240,8 +240,14 @@ impl<'a> Flock<'a> {
     /// Puts b·exp⟨λ, φ⟩ in the place of h.
     fn finish(mut self, features: &FeatureTable, potential: &Potential) -> Result<Particles> {
         let (rows, width) = (self.lengths.len(), features.len());
-        let batch =
-            Batch { space: self.space, rows, tokens: std::mem::take(&mut self.tokens), lengths: self.lengths.clone() };
+        let batch = Batch {
+            space: self.space,
+            rows,
+            tokens: std::mem::take(&mut self.tokens),
+            lengths: self.lengths.clone(),
+            given: vec![0; rows],
+            context: vec![0; rows],
+        };
         let (mut phi, mut log_p) = (vec![0.0; rows * width], vec![0.0; rows]);
         features.evaluate(&Cpu, &batch, &mut phi)?;
         potential.log_potential(&Cpu, &self.log_base, &phi, &mut log_p)?;

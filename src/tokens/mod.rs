@@ -5,11 +5,15 @@
 
 use crate::backend::{Backend, Cpu, Element, Memory};
 use crate::error::{Error, Result};
+use crate::rng::Draw;
 
+mod contexts;
 mod gpu;
 mod lines;
 mod vocab;
 
+pub use contexts::Contexts;
+pub(crate) use gpu::RowsArgument;
 pub use lines::Lines;
 pub use vocab::{Unit, Vocab};
 
@@ -87,11 +91,23 @@ impl Space {
 pub trait TokenKernel: Memory {
     /// See [`Batch::copy_rows`]; shapes are already checked.
     fn copy_rows(&self, from: &Batch<Self>, rows: &[u32], at: usize, to: &mut Batch<Self>) -> Result<()>;
+
+    /// See [`Batch::begin`]; spaces are already checked.
+    fn begin(&self, contexts: &Contexts<Self>, draw: Draw, batch: &mut Batch<Self>) -> Result<()>;
 }
 
 impl TokenKernel for Cpu {
     fn copy_rows(&self, from: &Batch, rows: &[u32], at: usize, to: &mut Batch) -> Result<()> {
-        rows.iter().enumerate().for_each(|(i, &row)| to.set(at + i, from.sequence(row as usize)));
+        rows.iter().enumerate().for_each(|(i, &row)| to.copy_row(at + i, from, row as usize));
+        Ok(())
+    }
+
+    fn begin(&self, contexts: &Contexts, draw: Draw, batch: &mut Batch) -> Result<()> {
+        for row in 0..batch.capacity() {
+            let number = contexts.number(draw.first + row as u64);
+            batch.set(row, contexts.context(number));
+            (batch.given[row], batch.context[row]) = (contexts.lengths[number], number as u32);
+        }
         Ok(())
     }
 }
@@ -109,6 +125,8 @@ pub struct TokenRows<'a, B: Memory, T: TokenId> {
 }
 
 /// A ragged batch: `rows` sequences, row-major with a stride of `space.longest` tokens, the rest of a row PAD.
+///
+/// A row may begin with a context, see [`Contexts`]: samplers go on from it, and log-probs are those of what follows it.
 pub struct Batch<B: Memory = Cpu> {
     /// The space all rows belong to.
     pub space: Space,
@@ -118,6 +136,10 @@ pub struct Batch<B: Memory = Cpu> {
     pub tokens: B::Buffer<Token>,
     /// Lengths in tokens, EOS included, `[capacity]`.
     pub lengths: B::Buffer<u32>,
+    /// How many tokens of each row are its context, below its length, `[capacity]`; 0 where there is none.
+    pub given: B::Buffer<u32>,
+    /// The number of each row's context, `[capacity]`.
+    pub context: B::Buffer<u32>,
 }
 
 impl<B: Backend> Batch<B> {
@@ -135,6 +157,8 @@ impl<B: Backend> Batch<B> {
             rows: 0,
             tokens: backend.zeros(tokens, "token batch")?,
             lengths: backend.zeros(capacity, "token batch lengths")?,
+            given: backend.zeros(capacity, "context lengths of a batch")?,
+            context: backend.zeros(capacity, "contexts of a batch")?,
         })
     }
 
@@ -186,11 +210,13 @@ impl<B: Memory> Batch<B> {
     /// # Errors
     /// What the device reports.
     pub fn download(&self, backend: &B) -> Result<Batch<Cpu>> {
-        let mut tokens: Vec<Token> = Cpu.zeros(B::len(&self.tokens), "token batch")?;
-        let mut lengths: Vec<u32> = Cpu.zeros(B::len(&self.lengths), "token batch lengths")?;
-        backend.download(&self.tokens, &mut tokens)?;
-        backend.download(&self.lengths, &mut lengths)?;
-        Ok(Batch { space: self.space, rows: self.rows, tokens, lengths })
+        let mut batch = Batch::with_capacity(&Cpu, self.space, B::len(&self.lengths))?;
+        backend.download(&self.tokens, &mut batch.tokens)?;
+        backend.download(&self.lengths, &mut batch.lengths)?;
+        backend.download(&self.given, &mut batch.given)?;
+        backend.download(&self.context, &mut batch.context)?;
+        batch.rows = self.rows;
+        Ok(batch)
     }
 }
 
@@ -203,6 +229,8 @@ impl Batch<Cpu> {
         let mut batch = Batch::with_capacity(backend, self.space, self.capacity())?;
         backend.upload(&self.tokens, &mut batch.tokens)?;
         backend.upload(&self.lengths, &mut batch.lengths)?;
+        backend.upload(&self.given, &mut batch.given)?;
+        backend.upload(&self.context, &mut batch.context)?;
         batch.rows = self.rows;
         Ok(batch)
     }
@@ -228,6 +256,25 @@ impl Batch<Cpu> {
         self.rows += 1;
         self.set(self.rows - 1, sequence);
         Ok(())
+    }
+
+    /// Appends a sequence whose first `given` tokens are context `context`.
+    ///
+    /// # Errors
+    /// As [`Batch::push`]; a context that is the whole sequence.
+    pub fn push_given(&mut self, sequence: &[Token], given: usize, context: u32) -> Result<()> {
+        if given >= sequence.len() {
+            let expected = format!("less than the sequence's {}", sequence.len());
+            return Err(Error::argument("tokens of the context", expected, given));
+        }
+        self.push(sequence)?;
+        (self.given[self.rows - 1], self.context[self.rows - 1]) = (given as u32, context);
+        Ok(())
+    }
+
+    /// Appends a row of another batch of this space, its context included.
+    pub(crate) fn push_row(&mut self, from: &Batch, row: usize) -> Result<()> {
+        self.push_given(from.sequence(row), from.given[row] as usize, from.context[row])
     }
 
     /// Sequence `row`, EOS included.
@@ -267,17 +314,27 @@ impl Batch<Cpu> {
         self.lengths[..self.rows].iter().map(|&n| n as usize).sum()
     }
 
+    /// Puts a sequence without a context into `row`.
     pub(crate) fn set(&mut self, row: usize, sequence: &[Token]) {
         let stride = self.space.longest as usize;
         let slot = &mut self.tokens[row * stride..(row + 1) * stride];
         slot[..sequence.len()].copy_from_slice(sequence);
         slot[sequence.len()..].fill(self.space.pad);
         self.lengths[row] = sequence.len() as u32;
+        (self.given[row], self.context[row]) = (0, 0);
+    }
+
+    /// Puts row `from_row` of another batch into `row`.
+    pub(crate) fn copy_row(&mut self, row: usize, from: &Batch, from_row: usize) {
+        self.set(row, from.sequence(from_row));
+        (self.given[row], self.context[row]) = (from.given[from_row], from.context[from_row]);
     }
 }
 
 impl Clone for Batch<Cpu> {
     fn clone(&self) -> Self {
-        Batch { space: self.space, rows: self.rows, tokens: self.tokens.clone(), lengths: self.lengths.clone() }
+        let Batch { space, rows, tokens, lengths, given, context } = self;
+        let (tokens, lengths, given, context) = (tokens.clone(), lengths.clone(), given.clone(), context.clone());
+        Batch { space: *space, rows: *rows, tokens, lengths, given, context }
     }
 }

@@ -9,9 +9,10 @@
 //! | --- | --- | --- |
 //! | `policy.NAME`, `first.NAME`, `second.NAME`; `norms` | f32; u64 | π and its Adam moments; its gradients' norms, bit by bit |
 //! | `proposal.NAME` | f32 | q, where it is a policy |
-//! | `pool.tokens`, `.lengths`, `.order`; `.log_w`, `.log_q` | u32 `[rows, T]`, `[rows]`; f64 `[rows]` | draws kept, and their shuffle |
+//! | `pool.tokens`; `.lengths`, `.given`, `.context`, `.order`; `.log_w`, `.log_q` | u32 `[rows, T]`; u32 and f64 `[rows]` | draws kept, and their shuffle |
+//! | `contexts` | u64 `[contexts, …]` | the means of the contexts' weights, bit by bit |
 //! | `ledger` | u64 | the pool's books, bit by bit |
-//! | `judge.tokens`, `.lengths`; `.log_p`, `.log_q` | as above | draws to judge by |
+//! | `judge.tokens`; `.lengths`, `.given`, `.context`; `.log_p`, `.log_q` | as above | draws to judge by |
 //! | `history.counts`; `.values`, `.moments` | u64; f64, `[records, …]` | the records |
 //! | `counters` | u64 | see [`Counters`] |
 //!
@@ -30,7 +31,7 @@ use crate::checkpoint::{self, Saved, Stored, Tensor};
 use crate::error::{Error, Result};
 use crate::models::{OptimizerState, PolicyState};
 use crate::tokens::{Batch, Space};
-use crate::weights::Estimate;
+use crate::weights::{Estimate, LogMean};
 
 /// What the file says it holds.
 const KIND: &str = "tuning";
@@ -147,6 +148,8 @@ pub(super) struct State {
     pub pool: Rows,
     pub order: Vec<u32>,
     pub ledger: Ledger,
+    /// The books of the contexts.
+    pub contexts: Vec<LogMean>,
     /// The judge's sequences with log P and log q.
     pub judge: Rows,
     pub history: Vec<Record>,
@@ -158,6 +161,9 @@ pub(super) struct Rows {
     /// `[rows, T]`.
     pub tokens: Vec<u32>,
     pub lengths: Vec<u32>,
+    /// Of their contexts.
+    pub given: Vec<u32>,
+    pub context: Vec<u32>,
     pub values: [Vec<f64>; 2],
 }
 
@@ -174,6 +180,8 @@ impl Rows {
         Ok(Rows {
             tokens: front(backend, &batch.tokens, rows * batch.space.longest as usize)?,
             lengths: front(backend, &batch.lengths, rows)?,
+            given: front(backend, &batch.given, rows)?,
+            context: front(backend, &batch.context, rows)?,
             values,
         })
     }
@@ -185,8 +193,10 @@ impl Rows {
     /// `Ok` where these are at most `most` sequences of `space`.
     pub fn check(&self, what: &str, space: Space, most: usize) -> Result<()> {
         let rows = self.len();
-        let whole = self.tokens.len() == rows * space.longest as usize && self.values.iter().all(|v| v.len() == rows);
+        let each = [self.given.len(), self.context.len(), self.values[0].len(), self.values[1].len()];
+        let whole = self.tokens.len() == rows * space.longest as usize && each == [rows; 4];
         let inside = self.lengths.iter().all(|&length| (1..=space.longest).contains(&length))
+            && self.given.iter().zip(&self.lengths).all(|(given, length)| given < length)
             && self.tokens.iter().all(|&token| token < space.vocab);
         if rows <= most && whole && inside {
             return Ok(());
@@ -198,7 +208,9 @@ impl Rows {
     /// Writes the sequences to the front of a batch.
     pub fn put<B: Memory>(&self, backend: &B, batch: &mut Batch<B>) -> Result<()> {
         backend.upload(&self.tokens, &mut batch.tokens)?;
-        backend.upload(&self.lengths, &mut batch.lengths)
+        backend.upload(&self.lengths, &mut batch.lengths)?;
+        backend.upload(&self.given, &mut batch.given)?;
+        backend.upload(&self.context, &mut batch.context)
     }
 
     fn tensors<'a>(&'a self, part: &str, values: [&str; 2]) -> Vec<Tensor<'a>> {
@@ -207,6 +219,8 @@ impl Rows {
         vec![
             Tensor::new(format!("{part}.tokens"), &[rows, self.tokens.len() / rows.max(1)], &self.tokens),
             Tensor::new(format!("{part}.lengths"), &[rows], &self.lengths),
+            Tensor::new(format!("{part}.given"), &[rows], &self.given),
+            Tensor::new(format!("{part}.context"), &[rows], &self.context),
             Tensor::new(format!("{part}.{}", values[0]), &[rows], first),
             Tensor::new(format!("{part}.{}", values[1]), &[rows], second),
         ]
@@ -217,6 +231,8 @@ impl Rows {
         Ok(Rows {
             tokens: all(file, &of("tokens"))?,
             lengths: all(file, &of("lengths"))?,
+            given: all(file, &of("given"))?,
+            context: all(file, &of("context"))?,
             values: [all(file, &of(values[0]))?, all(file, &of(values[1]))?],
         })
     }
@@ -236,15 +252,26 @@ fn one<T: Stored, V: bytemuck::Pod>(file: &Saved, name: &str) -> Result<V> {
     })
 }
 
+/// The books of the contexts.
+fn means(file: &Saved) -> Result<Vec<LogMean>> {
+    let bits: Vec<u64> = all(file, "contexts")?;
+    let (means, rest) = bits.as_chunks();
+    if !rest.is_empty() {
+        return Err(Error::file(file.path(), format!("expected contexts of 4 numbers each, got {}", bits.len())));
+    }
+    Ok(means.iter().map(|&mean| LogMean::from_bits(mean)).collect())
+}
+
 impl State {
     /// Writes all of it, and what run it is of, in place of what is at `path`.
     pub fn write(&self, path: &Path, run: &[(String, String)]) -> Result<()> {
-        let State { counters, policy, proposal, pool, order, ledger, judge, history } = self;
+        let State { counters, policy, proposal, pool, order, ledger, contexts, judge, history } = self;
         let (counts, values, moments) = columns(history);
         let (records, features) = (history.len(), history.first().map_or(0, |record| record.moments.len()));
         let mut tensors = vec![
             Tensor::new::<u64>("counters", &[size_of::<Counters>() / 8], cast_slice(from_ref(counters))),
             Tensor::new::<u64>("ledger", &[size_of::<Ledger>() / 8], cast_slice(from_ref(ledger))),
+            Tensor::new::<u64>("contexts", &[contexts.len(), size_of::<LogMean>() / 8], cast_slice(contexts)),
             Tensor::new("pool.order", &[order.len()], order),
             Tensor::new("history.counts", &[records, COUNTS], &counts),
             Tensor::new("history.values", &[records, VALUES], &values),
@@ -289,6 +316,7 @@ impl State {
             pool: Rows::read(file, "pool", ["log_w", "log_q"])?,
             order: all(file, "pool.order")?,
             ledger: one::<u64, _>(file, "ledger")?,
+            contexts: means(file)?,
             judge: Rows::read(file, "judge", ["log_p", "log_q"])?,
             history: records(file)?,
         })

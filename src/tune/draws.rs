@@ -112,6 +112,9 @@ impl<B: Backend> Draws<B> {
         draw: Draw,
     ) -> Result<()> {
         let rows = self.batch.capacity();
+        if let Some(contexts) = target.contexts {
+            self.batch.begin(backend, contexts, draw)?;
+        }
         let log_q = B::view_mut(&mut self.log_q, rows);
         match source {
             Source::Base => {

@@ -1,16 +1,33 @@
 //! A final judgement of a policy, on draws that nothing was trained on.
 
+use super::judge::within_contexts;
 use super::{Draws, Source, Target};
 use crate::backend::Backend;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::{Policy, Sampler};
 use crate::rng::Draw;
 use crate::weights::{Estimate, ImportanceWeights};
 
-/// Estimates from one independent sample of a proposal and one of π.
+/// Estimates of one context.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct ContextEvaluation {
+    /// Its number.
+    pub context: usize,
+    /// Draws from the proposal that continue it.
+    pub rows: usize,
+    /// log Z of it in nats.
+    pub log_z: Estimate,
+    /// KL(p_c‖π) in nats.
+    pub kl_policy: Estimate,
+    /// Effective sample size of the proposal's weights.
+    pub ess: f64,
+}
+
+/// Estimates from one independent sample of a proposal and one of π. With contexts, those of divergences and moments are
+/// means over them: each weight is divided by the Ẑ_c of its context, whose error, being of second order, they leave out.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Evaluation {
-    /// log Z in nats.
+    /// log Z in nats, of all contexts together.
     pub log_z: Estimate,
     /// KL(p‖π) in nats.
     pub kl_policy: Estimate,
@@ -30,6 +47,8 @@ pub struct Evaluation {
     pub moments_target: Vec<Estimate>,
     /// E_π φ per feature.
     pub moments_policy: Vec<Estimate>,
+    /// Of each context that had a draw of positive weight, none where there are no contexts.
+    pub contexts: Vec<ContextEvaluation>,
     /// Plain words where the weights do not bear these estimates.
     pub warnings: Vec<String>,
 }
@@ -54,6 +73,7 @@ pub fn evaluate<B: Backend, R: Sampler<B>, P: Policy<B>>(
     let log_ratio = host_log_q.iter().zip(host_log_base).map(|(log_pi, log_r)| log_pi - log_r);
     let kl_policy_base = Estimate::mean(&log_ratio.collect::<Vec<_>>())?;
     let (moments_policy, outside) = (from_policy.moments()?, from_policy.outside(source)?);
+    let missing = outside.map(|_| Missing::of(backend, &from_policy)).transpose()?;
     let draws = if source == Source::Policy {
         from_policy
     } else {
@@ -68,13 +88,29 @@ pub fn evaluate<B: Backend, R: Sampler<B>, P: Policy<B>>(
         policy.score(&draws.batch, B::view_mut(&mut log_pi, rows))?;
         backend.download(&log_pi, &mut host_log_pi)?;
     }
-    let weights = ImportanceWeights::new(&draws.host_log_p, &draws.host_log_q)?;
+    let log_z = ImportanceWeights::new(&draws.host_log_p, &draws.host_log_q)?.log_z();
+    let mut log_p = draws.host_log_p.clone();
+    let (mut contexts, mut unknown) = (Vec::new(), None);
+    if let Some(count) = target.contexts.map(|contexts| contexts.len()) {
+        let of = context_numbers(backend, &draws)?;
+        contexts = evaluate_contexts(&draws, &host_log_pi, &of, count, missing.as_ref())?;
+        let mut known = vec![f64::NEG_INFINITY; count];
+        contexts.iter().for_each(|context| known[context.context] = context.log_z.value);
+        log_p = within_contexts(&log_p, &of, &known);
+        unknown = (contexts.len() < count).then(|| {
+            format!(
+                "{} of {count} contexts had no draw of positive weight: nothing is known of them",
+                count - contexts.len()
+            )
+        });
+    }
+    let weights = ImportanceWeights::new(&log_p, &draws.host_log_q)?;
     let weights = match outside {
         Some(outside) => weights.with_outside(outside),
         None => weights,
     };
     Ok(Evaluation {
-        log_z: weights.log_z(),
+        log_z,
         kl_policy: weights.kl_to(&host_log_pi)?,
         tv_policy: weights.tv_to(&host_log_pi)?,
         kl_proposal: weights.kl_to_proposal(),
@@ -84,6 +120,67 @@ pub fn evaluate<B: Backend, R: Sampler<B>, P: Policy<B>>(
         pareto_k: weights.pareto_k(),
         moments_target: weights.moments(&draws.host_phi, features)?,
         moments_policy,
-        warnings: weights.warning().into_iter().collect(),
+        contexts,
+        warnings: weights.warning().into_iter().chain(unknown).collect(),
     })
+}
+
+/// The context of each draw.
+fn context_numbers<B: Backend>(backend: &B, draws: &Draws<B>) -> Result<Vec<u32>> {
+    let mut numbers = vec![0; draws.rows()];
+    backend.download(&draws.batch.context, &mut numbers)?;
+    Ok(numbers)
+}
+
+/// What π drew, by contexts: whether P was 0.
+struct Missing {
+    context: Vec<u32>,
+    zero: Vec<bool>,
+}
+
+impl Missing {
+    fn of<B: Backend>(backend: &B, from_policy: &Draws<B>) -> Result<Self> {
+        let zero = from_policy.host_log_p.iter().map(|log_p| *log_p == f64::NEG_INFINITY).collect();
+        Ok(Missing { context: context_numbers(backend, from_policy)?, zero })
+    }
+
+    /// π(P = 0) in a context; none where π drew nothing there.
+    fn share(&self, context: usize) -> Option<Estimate> {
+        let of = || self.context.iter().zip(&self.zero).filter(|(number, _)| **number as usize == context);
+        Estimate::frequency(of().filter(|(_, zero)| **zero).count(), of().count()).ok()
+    }
+}
+
+/// Estimates of each of `count` contexts that has a draw of positive weight; `of` is the context of each draw.
+fn evaluate_contexts<B: Backend>(
+    draws: &Draws<B>,
+    log_pi: &[f64],
+    of: &[u32],
+    count: usize,
+    missing: Option<&Missing>,
+) -> Result<Vec<ContextEvaluation>> {
+    let mut rows = vec![Vec::new(); count];
+    of.iter().enumerate().for_each(|(row, &context)| rows[context as usize].push(row));
+    let mut found = Vec::new();
+    for (context, rows) in rows.iter().enumerate() {
+        let values = |from: &[f64]| rows.iter().map(|&row| from[row]).collect::<Vec<_>>();
+        let (log_p, log_q, log_pi) = (values(&draws.host_log_p), values(&draws.host_log_q), values(log_pi));
+        let weights = match ImportanceWeights::new(&log_p, &log_q) {
+            Ok(weights) => weights,
+            Err(Error::NoAnswer { .. }) => continue,
+            Err(error) => return Err(error),
+        };
+        let weights = match missing.and_then(|missing| missing.share(context)) {
+            Some(share) => weights.with_outside(share),
+            None => weights,
+        };
+        found.push(ContextEvaluation {
+            context,
+            rows: rows.len(),
+            log_z: weights.log_z(),
+            kl_policy: weights.kl_to(&log_pi)?,
+            ess: weights.ess(),
+        });
+    }
+    Ok(found)
 }

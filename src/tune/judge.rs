@@ -87,7 +87,7 @@ impl<B: Backend> Judge<B> {
         Ok(())
     }
 
-    /// Draws afresh from q, scores all held draws under π, and compares.
+    /// Draws afresh from q, scores all held draws under π, and compares; `log_z` are the contexts', if there are any.
     pub fn judge<R: Sampler<B>, P: Policy<B>>(
         &mut self,
         backend: &B,
@@ -95,6 +95,7 @@ impl<B: Backend> Judge<B> {
         proposal: Option<&mut P>,
         policy: &mut P,
         comparison: Comparison,
+        log_z: &[f64],
         draw: Draw,
     ) -> Result<Verdict> {
         self.draws.fill(backend, target, comparison.source, proposal, draw)?;
@@ -112,8 +113,22 @@ impl<B: Backend> Judge<B> {
         policy.score(&self.held, B::view_mut(&mut self.log_pi, self.held.rows))?;
         let log_pi = &mut self.host_log_pi[..self.held.rows];
         backend.download(&self.log_pi, log_pi)?;
-        compare(&self.log_p, &self.log_q, log_pi, comparison)
+        if log_z.is_empty() {
+            return compare(&self.log_p, &self.log_q, log_pi, comparison);
+        }
+        let mut context = vec![0; self.held.rows];
+        backend.download(&self.held.context, &mut context)?;
+        compare(&within_contexts(&self.log_p, &context, log_z), &self.log_q, log_pi, comparison)
     }
+}
+
+/// log P less the log Ẑ of its context, so that all contexts weigh alike; −∞ where that is not known.
+pub(super) fn within_contexts(log_p: &[f64], context: &[u32], log_z: &[f64]) -> Vec<f64> {
+    let within = |(log_p, &context): (&f64, &u32)| match log_z[context as usize] {
+        f64::NEG_INFINITY => f64::NEG_INFINITY,
+        log_z => log_p - log_z,
+    };
+    log_p.iter().zip(context).map(within).collect()
 }
 
 fn compare(log_p: &[f64], log_q: &[f64], log_pi: &[f64], comparison: Comparison) -> Result<Verdict> {

@@ -14,7 +14,7 @@ use crate::gradient::Divergence;
 use crate::models::{Policy, Sampler};
 use crate::potential::Potential;
 use crate::rng::{Draw, Purpose};
-use crate::tokens::Batch;
+use crate::tokens::{Batch, Contexts};
 use crate::weights::Estimate;
 
 mod checkpoint;
@@ -28,9 +28,9 @@ mod tuner;
 
 pub use checkpoint::{Checkpoint, Checkpoints};
 pub use draws::{Draws, Source};
-pub use evaluate::{Evaluation, evaluate};
+pub use evaluate::{ContextEvaluation, Evaluation, evaluate};
 pub use objective::{KlControl, Method};
-pub use pool::{Baseline, Choice, Chosen, Ledger, NewDraws, Pool, PoolKernel, Unit, Worth};
+pub use pool::{Baseline, Choice, Chosen, ContextBooks, Ledger, NewDraws, Pool, PoolKernel, Unit, Worth};
 pub use rejection::Rejection;
 
 /// What the policy is trained towards: P = r·b·exp⟨λ, φ⟩, and a look-ahead that guides r towards it.
@@ -43,6 +43,11 @@ pub struct Target<'a, B: Backend, R> {
     pub potential: &'a Potential<B>,
     /// The guided proposal's look-ahead, where there is one.
     pub guide: Option<&'a Guide<B>>,
+    /// What sequences continue, where they continue something: the policy is then trained towards each context's own
+    /// distribution p_c = P/Z_c, all contexts alike (Korbak et al. 2022, "Controlling conditional language models without
+    /// catastrophic forgetting"), and P, q and π are those of what follows the context. Each Z_c is estimated from the draws
+    /// that continue c, and weights are divided by it.
+    pub contexts: Option<&'a Contexts<B>>,
 }
 
 /// Data that tuning may use beside its own draws.
@@ -201,7 +206,7 @@ pub struct Record {
     pub ess: f64,
     /// E_π φ per feature.
     pub moments: Vec<Estimate>,
-    /// log Ẑ over all draws so far.
+    /// log Ẑ over all draws so far, those of all contexts together.
     pub log_z: f64,
     /// Its standard error.
     pub log_z_error: f64,
@@ -233,6 +238,8 @@ pub struct Tuned {
     pub swaps: usize,
     /// All evaluations.
     pub history: Vec<Record>,
+    /// log Ẑ of each context over its draws, none where there are no contexts; −∞ where none had a positive weight.
+    pub contexts: Vec<Estimate>,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -269,7 +276,7 @@ pub fn tune<B: Backend, R: Sampler<B>, P: Policy<B>>(
 /// # let space = Space::new(2, 5)?;
 /// # let (mut base, set) = (Markov::noise(space, 4)?, FeatureSet::new(space).with("1", Feature::StartsWith(vec![1]))?);
 /// # let (features, potential) = (set.compile(&Cpu)?, Potential::new(&Cpu, &[Role::Tilt(1.0)])?);
-/// # let mut target = Target { base: &mut base, features: &features, potential: &potential, guide: None };
+/// # let mut target = Target { base: &mut base, features: &features, potential: &potential, guide: None, contexts: None };
 /// # let fresh = || Lstm::new(space, LstmShape { layers: 1, hidden: 4, dropout: 0.0 }, 0);
 /// # let mut options = TuneOptions::default();
 /// # (options.samples, options.batch, options.proposal) = (200, 50, Source::Base);

@@ -10,6 +10,8 @@ use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::models::{Coefficients, Policy, Sampler, check_batch};
 use crate::rng::{Draw, Purpose};
+use crate::tokens::{Contexts, Space};
+use crate::weights::LogMean;
 
 mod resume;
 
@@ -66,6 +68,7 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
         check_batch(space, policy.space())?;
         let source = if options.method.is_on_policy() { Source::Policy } else { options.proposal };
         check_needs(options, source, target.guide.is_some(), &data)?;
+        check_contexts(target.contexts, space, &data)?;
         let objective = Objective::new(options)?;
         objective.check_roles(target.potential.roles())?;
         let swaps = options.method.is_off_policy() && options.swap != Swap::Never;
@@ -74,7 +77,10 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
         let extra = data.extra.filter(|_| options.method == Method::Distill);
         let held_out = data.held_out.filter(|_| options.swap == Swap::CrossEntropy);
         let rejection = Rejection::new(source, target.potential, options.seed);
-        let pool = Pool::new(backend, space, cache, rows, rejection.log_bound, extra)?;
+        let mut pool = Pool::new(backend, space, cache, rows, rejection.log_bound, extra)?;
+        if let Some(contexts) = target.contexts {
+            pool = pool.with_contexts(backend, contexts.len())?;
+        }
         // Of one batch in all, no update has more than its rows.
         let most = cache.min(options.samples.div_ceil(rows).saturating_mul(rows)).saturating_add(pool.pinned);
         let chosen = Chosen::new(backend, space, options.batch.min(most))?;
@@ -150,6 +156,9 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
         let (backend, method, rows) = (self.backend, self.options.method, self.draws.batch.rows);
         let (log_p, log_q) = (self.draws.log_p(), self.draws.log_q());
         backend.weigh(&mut self.pool, log_p, log_q, B::view_mut(&mut self.log_w, rows))?;
+        if let Some(contexts) = self.target.contexts {
+            backend.weigh_contexts(&mut self.pool, contexts, draw, B::view(&self.log_w, rows))?;
+        }
         match &method {
             Method::Reinforce => backend.reward(&mut self.pool, log_p)?,
             Method::Distill => {
@@ -225,6 +234,7 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
     fn judge(&mut self, draw: Draw) -> Result<Verdict> {
         let (swap, source) = (self.options.swap, self.source);
         let comparison = Comparison { source, swap, outside: self.look.outside(source)? };
+        let log_z = self.context_log_z()?;
         let mut own = None;
         let proposal = match (&mut self.proposal, source) {
             (Some(proposal), _) => Some(proposal),
@@ -235,7 +245,12 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
             }
             (None, _) => None,
         };
-        self.judge.judge(self.backend, self.target, proposal, self.policy, comparison, draw)
+        self.judge.judge(self.backend, self.target, proposal, self.policy, comparison, &log_z, draw)
+    }
+
+    /// log Ẑ of each context.
+    fn context_log_z(&self) -> Result<Vec<f64>> {
+        Ok(self.pool.context_means(self.backend)?.iter().map(LogMean::value).collect())
     }
 
     fn is_superior_on_data(&mut self) -> Result<bool> {
@@ -271,13 +286,15 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
             let reason = format!("not one of {} draws {nothing}: draw more, or from a guided proposal", self.samples);
             return Err(Error::no_answer("tuning", reason));
         }
+        let contexts = self.pool.context_means(self.backend)?;
         let warning = self.rejection.warning(ledger.raises).filter(|_| self.options.method == Method::Distill);
         Ok(Tuned {
             samples: self.samples,
             updates: ledger.updates as usize,
             swaps: self.swaps,
             history: self.history,
-            warnings: warning.into_iter().collect(),
+            warnings: warning.into_iter().chain(unknown_contexts(&contexts)).collect(),
+            contexts: contexts.iter().map(LogMean::estimate).collect(),
         })
     }
 }
@@ -293,6 +310,28 @@ fn check_needs<B: Backend>(options: &TuneOptions, source: Source, guide: bool, d
     Ok(())
 }
 
+fn check_contexts<B: Backend>(contexts: Option<&Contexts<B>>, space: Space, data: &TuneData<'_, B>) -> Result<()> {
+    let Some(contexts) = contexts else { return Ok(()) };
+    if contexts.space != space {
+        return Err(Error::argument("space of the contexts", format!("{space:?}"), format!("{:?}", contexts.space)));
+    }
+    if data.extra.is_some() {
+        return Err(Error::argument("extra data", "none beside contexts", "some"));
+    }
+    Ok(())
+}
+
+/// What the user should know of contexts that taught the policy nothing.
+fn unknown_contexts(contexts: &[LogMean]) -> Option<String> {
+    let mut unknown = (0..contexts.len()).filter(|&context| contexts[context].value() == f64::NEG_INFINITY);
+    let first = unknown.next()?;
+    Some(format!(
+        "{} of {} contexts, the first of them number {first}, had no draw of positive weight: nothing was learnt for them",
+        1 + unknown.count(),
+        contexts.len()
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -300,7 +339,6 @@ mod tests {
     use crate::features::{Feature, FeatureSet};
     use crate::models::{Lstm, LstmShape, Markov};
     use crate::potential::{Potential, Role};
-    use crate::tokens::Space;
     use crate::tune::Baseline;
 
     /// The pool's weights after one batch of 640 draws from noise; some meet the requirement.
@@ -309,7 +347,8 @@ mod tests {
         let set = FeatureSet::new(space).with("11", Feature::StartsWith(vec![1, 1])).unwrap();
         let (features, potential) = (set.compile(&Cpu).unwrap(), Potential::new(&Cpu, &[Role::Require(1.0)]).unwrap());
         let mut base = Markov::noise(space, 3).unwrap();
-        let mut target = Target { base: &mut base, features: &features, potential: &potential, guide: None };
+        let mut target =
+            Target { base: &mut base, features: &features, potential: &potential, guide: None, contexts: None };
         let mut policy = Lstm::new(space, LstmShape { layers: 1, hidden: 4, dropout: 0.0 }, 0).unwrap();
         let (batch, samples, proposal) = (640, 640, Source::Base);
         let options = TuneOptions { method, baseline, batch, samples, proposal, ..TuneOptions::default() };

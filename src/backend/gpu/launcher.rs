@@ -281,6 +281,8 @@ kernels! {
     LstmFold = "lstm_fold",
     /// `tokens.cu`: rows of a batch by number.
     CopyRows = "copy_rows",
+    /// `tokens.cu`: rows that begin with a context.
+    BeginRows = "begin_rows",
     /// `features.cu`: table and states in shared memory.
     FeaturesShared = "features_shared",
     /// `features.cu`: table and states in shared memory, the class map in global memory.
@@ -295,6 +297,8 @@ kernels! {
     FeaturesGlobalU16 = "features_global_u16",
     /// `pool.cu`: log w of new draws, and their mean.
     PoolWeigh = "pool_weigh",
+    /// `pool.cu`: the weights of new draws by contexts.
+    PoolWeighContexts = "pool_weigh_contexts",
     /// `pool.cu`: returns under control by a KL divergence.
     PoolReturns = "pool_returns",
     /// `pool.cu`: what updates measure their weights by.

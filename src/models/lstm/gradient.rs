@@ -39,7 +39,7 @@ impl Network {
         }
     }
 
-    /// Scores the rows, keeping every step; `residual` becomes onehot − softmax.
+    /// Scores the rows, keeping every step; `residual` becomes onehot − softmax, and 0 in a context.
     fn forward(&self, workspace: &mut Workspace, chunk: &Weighted<'_>, log_probs: &mut [f64]) {
         let outputs = self.layout.outputs();
         workspace.begin();
@@ -51,10 +51,15 @@ impl Network {
             workspace.active.push(active as u32);
             self.advance(workspace, t, active, chunk.dropout);
             for row in 0..active {
+                let residual = (t * CHUNK + row) * outputs;
+                if t < chunk.batch.given[chunk.rows[row] as usize] as usize {
+                    workspace.residual[residual..][..outputs].fill(0.0);
+                    continue;
+                }
                 let softmax = self.softmax(workspace, row);
                 let token = chunk.batch.token(chunk.rows[row] as usize, t) as usize;
                 log_probs[row] += softmax.log_prob(workspace.logits[row * outputs + token]);
-                let residual = &mut workspace.residual[(t * CHUNK + row) * outputs..][..outputs];
+                let residual = &mut workspace.residual[residual..][..outputs];
                 residual.iter_mut().zip(&workspace.exps).for_each(|(out, exp)| *out = -exp / softmax.sum);
                 residual[token] += 1.0;
             }

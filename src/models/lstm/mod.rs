@@ -301,10 +301,11 @@ impl Sampler<Cpu> for Lstm {
         let (network, pool) = (&self.network, &self.scoring);
         let size = chunk_rows(batch.rows);
         let rows = batch.tokens.par_chunks_mut(size * space.longest as usize).zip(batch.lengths.par_chunks_mut(size));
+        let rows = rows.zip(batch.given.par_chunks(size));
         let log_probs = log_q.par_chunks_mut(size).zip(log_model.par_chunks_mut(size));
-        rows.zip(log_probs).enumerate().for_each(|(chunk, ((tokens, lengths), (log_q, log_model)))| {
+        rows.zip(log_probs).enumerate().for_each(|(chunk, (((tokens, lengths), given), (log_q, log_model)))| {
             let first = (chunk * size) as u64;
-            let out = Samples { tokens, lengths, log_q, log_model };
+            let out = Samples { tokens, lengths, given, log_q, log_model };
             pool.with(|workspace| network.sample(workspace, draw, first, guide, out));
         });
         Ok(())

@@ -117,22 +117,26 @@ impl Network {
             let active = workspace.read_inputs(batch, rows, t);
             self.advance(workspace, t, active, None);
             for (row, total) in log_probs.iter_mut().enumerate().take(active) {
-                let token = batch.token(rows[row] as usize, t);
-                let mut softmax = self.softmax(workspace, row);
-                if let Some(guide) = guide {
-                    softmax = self.guided_softmax(workspace, row, t, guide);
-                    workspace.states[row] = guide.after(workspace.states[row], token);
+                let (token, state) = (batch.token(rows[row] as usize, t), workspace.states[row]);
+                if t >= batch.given[rows[row] as usize] as usize {
+                    let softmax = match guide {
+                        Some(guide) => self.guided_softmax(workspace, row, t, guide),
+                        None => self.softmax(workspace, row),
+                    };
+                    *total += softmax.log_prob(workspace.logits[row * self.layout.outputs() + token as usize]);
                 }
-                *total += softmax.log_prob(workspace.logits[row * self.layout.outputs() + token as usize]);
+                workspace.states[row] = guide.map_or(0, |guide| guide.after(state, token));
             }
         }
     }
 
-    /// Draws sequences `first..` into the rows of `out` until each has ended.
+    /// Draws sequences `first..` into the rows of `out`, behind their contexts, until each has ended.
     pub fn sample(&self, workspace: &mut Workspace, draw: Draw, first: u64, guide: Option<&Guide>, out: Samples<'_>) {
         workspace.begin();
         let (stride, mut active) = (self.space.longest as usize, out.lengths.len());
-        out.tokens.fill(self.space.pad);
+        for (tokens, &given) in out.tokens.chunks_exact_mut(stride).zip(out.given) {
+            tokens[given as usize..].fill(self.space.pad);
+        }
         out.lengths.fill(0);
         out.log_q.fill(0.0);
         out.log_model.fill(0.0);
@@ -141,13 +145,19 @@ impl Network {
             self.advance(workspace, t, active, None);
             for slot in 0..active {
                 let row = workspace.rows[slot] as usize;
-                let uniform = draw.uniform(first + row as u64, t as u32);
-                let drawn = self.draw(workspace, slot, t, uniform, guide);
-                out.tokens[row * stride + t] = drawn.token;
-                out.lengths[row] = t as u32 + 1;
-                out.log_q[row] += drawn.log_q;
-                out.log_model[row] += drawn.log_model;
-                workspace.inputs[slot] = drawn.token;
+                let at = row * stride + t;
+                if t >= out.given[row] as usize {
+                    let uniform = draw.uniform(first + row as u64, t as u32);
+                    let drawn = self.draw(workspace, slot, t, uniform, guide);
+                    out.tokens[at] = drawn.token;
+                    out.lengths[row] = t as u32 + 1;
+                    out.log_q[row] += drawn.log_q;
+                    out.log_model[row] += drawn.log_model;
+                }
+                workspace.inputs[slot] = out.tokens[at];
+                if let Some(guide) = guide {
+                    workspace.states[slot] = guide.after(workspace.states[slot], out.tokens[at]);
+                }
             }
             active = workspace.keep_unfinished(active, t, self.space.eos);
             if active == 0 {
@@ -166,7 +176,7 @@ impl Network {
         softmax(self.isa, logits, &workspace.boosts, &mut workspace.exps)
     }
 
-    /// Draws one token for `slot` by inverse CDF from its (guided) logits, and moves the guide's state.
+    /// Draws one token for `slot` by inverse CDF from its (guided) logits.
     fn draw(&self, workspace: &mut Workspace, slot: usize, t: usize, uniform: f32, guide: Option<&Guide>) -> Drawn {
         let outputs = self.layout.outputs();
         let model = self.softmax(workspace, slot);
@@ -178,7 +188,6 @@ impl Network {
         workspace.plain.copy_from_slice(&workspace.logits[slot * outputs..][..outputs]);
         let guided = self.guided_softmax(workspace, slot, t, guide);
         let token = pick(&workspace.exps, uniform, guided.sum);
-        workspace.states[slot] = guide.after(workspace.states[slot], token as Token);
         Drawn {
             token: token as Token,
             log_q: guided.log_prob(workspace.logits[slot * outputs + token]),
@@ -197,6 +206,8 @@ struct Drawn {
 pub(crate) struct Samples<'a> {
     pub tokens: &'a mut [Token],
     pub lengths: &'a mut [u32],
+    /// How many tokens of each are there already.
+    pub given: &'a [u32],
     pub log_q: &'a mut [f64],
     pub log_model: &'a mut [f64],
 }

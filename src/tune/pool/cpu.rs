@@ -1,10 +1,11 @@
 //! The pool on the CPU.
 
-use super::{Baseline, Choice, Chosen, Ledger, NewDraws, Pool, PoolKernel, SHIFT_RATE, Unit, Worth};
+use super::{Baseline, Choice, Chosen, ContextBooks, Ledger, NewDraws, Pool, PoolKernel, SHIFT_RATE, Unit, Worth};
 use crate::backend::Cpu;
 use crate::error::{Error, Result};
 use crate::models::{Weighting, balance};
 use crate::rng::{Draw, Purpose};
+use crate::tokens::{Batch, Contexts};
 use crate::tune::KlControl;
 use crate::tune::rejection::Rejection;
 use crate::weights::LogMean;
@@ -16,6 +17,16 @@ impl PoolKernel for Cpu {
             return Err(Error::not_a_number("log-weight", format!("draw {row}")));
         }
         pool.ledger[0].log_z.push(log_w)
+    }
+
+    fn weigh_contexts(&self, pool: &mut Pool<Cpu>, contexts: &Contexts, draw: Draw, log_w: &[f64]) -> Result<()> {
+        let Some(books) = &mut pool.contexts else { return Ok(()) };
+        for (row, log_w) in log_w.iter().enumerate() {
+            let number = contexts.number(draw.first + row as u64);
+            books.means[number].push(std::slice::from_ref(log_w))?;
+            books.log_z[number] = books.means[number].value();
+        }
+        Ok(())
     }
 
     fn reward(&self, pool: &mut Pool<Cpu>, log_p: &[f64]) -> Result<()> {
@@ -50,7 +61,7 @@ impl PoolKernel for Cpu {
                 pool.order[slot] = slot as u32;
                 ledger.rows += 1;
             }
-            pool.batch.set(slot, draws.batch.sequence(row));
+            pool.batch.copy_row(slot, draws.batch, row);
             (pool.log_w[slot], pool.log_q[slot]) = (draws.log_w[row], draws.log_q[row]);
             ledger.next += 1;
             ledger.kept += 1;
@@ -75,26 +86,29 @@ impl PoolKernel for Cpu {
     }
 
     fn measure(&self, pool: &mut Pool<Cpu>, worth: &Worth) -> Result<()> {
-        let ledger = &mut pool.ledger[0];
+        let Pool { ledger, log_w, contexts, batch, .. } = pool;
+        let ledger = &mut ledger[0];
         let rows = ledger.rows as usize;
-        let kept = &pool.log_w[..rows];
-        let mut mean = match worth.unit {
-            Unit::MeanReward => ledger.log_reward,
-            Unit::Partition => ledger.log_z,
-            Unit::MeanWeight | Unit::Return => LogMean::new(),
+        let of = OfContext::new(contexts.as_ref(), batch, worth.unit);
+        let kept = || log_w[..rows].iter().enumerate().map(|(slot, log_w)| of.weigh(*log_w, slot));
+        let log_mean = match worth.unit {
+            Unit::MeanReward => ledger.log_reward.value(),
+            // Weights of contexts are p/q already.
+            Unit::Partition if contexts.is_some() => 0.0,
+            Unit::Partition => ledger.log_z.value(),
+            Unit::Return => 0.0,
+            Unit::MeanWeight => {
+                let mut mean = LogMean::new();
+                kept().try_for_each(|log_w| mean.push(&[log_w]))?;
+                mean.value()
+            }
         };
-        match worth.unit {
-            Unit::MeanWeight => mean.push(kept)?,
-            Unit::Return => mean.push(&[0.0])?,
-            Unit::MeanReward | Unit::Partition => {}
-        }
-        ledger.log_mean = mean.value();
+        ledger.log_mean = log_mean;
         if worth.clip < f64::INFINITY {
-            let sum = |clip: f64| kept.iter().map(|log_w| weight(*log_w, ledger.log_mean, clip)).sum::<f64>();
+            let sum = |clip: f64| kept().map(|log_w| weight(log_w, log_mean, clip)).sum::<f64>();
             ledger.cut = 1.0 - sum(worth.clip) / sum(f64::INFINITY);
         }
-        let alone = |log_w: &f64| worth_of(*log_w, ledger.log_mean, worth);
-        let own_mean = || kept.iter().map(alone).sum::<f64>() / rows as f64;
+        let own_mean = || kept().map(|log_w| worth_of(log_w, log_mean, worth)).sum::<f64>() / rows as f64;
         (ledger.center, ledger.factor) = match (worth.baseline, worth.unit) {
             (Baseline::Mean, Unit::MeanReward) => (1.0, 1.0),
             (Baseline::Mean, Unit::Return) => (own_mean(), 1.0),
@@ -118,13 +132,15 @@ impl PoolKernel for Cpu {
         shuffle(ledger, &mut pool.order, choice.draw, &mut chosen.slots[..count]);
         chosen.shift[0] = ledger.shift;
         let scale = scale(count, chosen.batch.space.longest);
+        let of = OfContext::new(pool.contexts.as_ref(), &pool.batch, choice.worth.unit);
         for row in 0..count {
             let slot = chosen.slots[row] as usize;
-            chosen.batch.set(row, pool.batch.sequence(slot));
-            let weight = worth_of(pool.log_w[slot], ledger.log_mean, &choice.worth) as f32;
+            chosen.batch.copy_row(row, &pool.batch, slot);
+            let log_w = of.weigh(pool.log_w[slot], slot);
+            let weight = worth_of(log_w, ledger.log_mean, &choice.worth) as f32;
             chosen.weights[row] = (weight - ledger.center as f32) * ledger.factor as f32 * scale;
             chosen.log_q[row] = pool.log_q[slot];
-            chosen.log_p[row] = pool.log_w[slot] + pool.log_q[slot] - ledger.log_mean;
+            chosen.log_p[row] = log_w + pool.log_q[slot] - ledger.log_mean;
         }
         for row in count..rows {
             chosen.batch.set(row, &[chosen.batch.space.eos]);
@@ -160,6 +176,27 @@ impl PoolKernel for Cpu {
             ledger.shift += if target.is_finite() { rate * (target - ledger.shift) } else { 0.0 };
         }
         Ok(())
+    }
+}
+
+/// Divides weights by the Ẑ of their contexts, where there are any and the unit is one of p.
+struct OfContext<'a> {
+    log_z: Option<&'a [f64]>,
+    context: &'a [u32],
+}
+
+impl<'a> OfContext<'a> {
+    fn new(books: Option<&'a ContextBooks<Cpu>>, batch: &'a Batch, unit: Unit) -> Self {
+        let log_z = books.filter(|_| unit.is_per_context()).map(|books| &books.log_z[..]);
+        OfContext { log_z, context: &batch.context }
+    }
+
+    /// log w of a slot; a positive weight is one of those that its context's Ẑ is made of, which is then positive too.
+    fn weigh(&self, log_w: f64, slot: usize) -> f64 {
+        match self.log_z {
+            Some(log_z) if log_w > f64::NEG_INFINITY => log_w - log_z[self.context[slot] as usize],
+            _ => log_w,
+        }
     }
 }
 
@@ -229,7 +266,7 @@ fn shuffle(ledger: &mut Ledger, order: &mut [u32], draw: Draw, chosen: &mut [u32
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tokens::{Batch, Space};
+    use crate::tokens::Space;
 
     const PLAIN: Worth = Worth { unit: Unit::MeanWeight, clip: f64::INFINITY, baseline: Baseline::None };
 

@@ -2,11 +2,12 @@
 
 use std::mem::offset_of;
 
-use super::{Choice, Chosen, Ledger, NewDraws, Pool, PoolKernel, Worth};
+use super::{Choice, Chosen, Ledger, NewDraws, Pool, PoolKernel, Unit, Worth};
 use crate::backend::gpu::{Argument, Gpu, GpuView, GpuViewMut, Grid, Kernel, Launcher, arguments};
 use crate::error::Result;
 use crate::models::Weighting;
 use crate::rng::{Draw, Purpose};
+use crate::tokens::{Contexts, RowsArgument};
 use crate::tune::KlControl;
 use crate::tune::rejection::Rejection;
 
@@ -32,6 +33,31 @@ impl<L: Launcher> PoolKernel for Gpu<L> {
         let arguments = arguments![&log_p, &log_q, rows, &log_w, mean, self.status()];
         // SAFETY: all three views have `rows` values.
         unsafe { self.launch(Kernel::PoolWeigh, ONE, arguments) }
+    }
+
+    fn weigh_contexts(
+        &self,
+        pool: &mut Pool<Self>,
+        contexts: &Contexts<Self>,
+        draw: Draw,
+        log_w: GpuView<'_, f64>,
+    ) -> Result<()> {
+        let Some(books) = &pool.contexts else { return Ok(()) };
+        // pool_weigh_contexts(const double* log_w, uint64_t rows, uint64_t first, const uint64_t* skip, uint64_t count,
+        //   uint64_t draws, Mean* means, double* log_z)
+        let arguments = arguments![
+            &log_w,
+            log_w.len() as u64,
+            draw.first,
+            Argument::Pointer(self.skip_address()),
+            contexts.len() as u64,
+            contexts.draws() as u64,
+            &books.means,
+            &books.log_z,
+        ];
+        let grid = Grid { threads: 256, ..Grid::over(contexts.len(), 256) };
+        // SAFETY: the view has `rows` values, the books are of `count` contexts.
+        unsafe { self.launch(Kernel::PoolWeighContexts, grid, arguments) }
     }
 
     fn reward(&self, pool: &mut Pool<Self>, log_p: GpuView<'_, f64>) -> Result<()> {
@@ -80,20 +106,18 @@ impl<L: Launcher> PoolKernel for Gpu<L> {
             let (slots, order, ledger) = (&pool.slots, &pool.order, &pool.ledger);
             let arguments = arguments![&draws.log_w, rows, all, fresh, capacity, pinned, slots, order, ledger];
             self.launch(Kernel::PoolKeep, ONE, arguments)?;
-            // pool_scatter(uint32_t* tokens, uint32_t* lengths, const double* log_w, const double* log_q,
-            //   const uint32_t* slots, uint64_t rows, uint32_t longest, uint32_t pad, uint32_t* to_tokens,
-            //   uint32_t* to_lengths, double* to_log_w, double* to_log_q)
+            // pool_scatter(Rows draws, const double* log_w, const double* log_q, const uint32_t* slots, uint64_t rows,
+            //   uint32_t longest, uint32_t pad, Rows ring, double* to_log_w, double* to_log_q)
+            let (from, ring) = (RowsArgument::of(draws.batch), RowsArgument::of(&pool.batch));
             let arguments = arguments![
-                &draws.batch.tokens,
-                &draws.batch.lengths,
+                from.argument(),
                 &draws.log_w,
                 &draws.log_q,
                 slots,
                 rows,
                 space.longest,
                 space.pad,
-                &pool.batch.tokens,
-                &pool.batch.lengths,
+                ring.argument(),
                 &pool.log_w,
                 &pool.log_q,
             ];
@@ -119,8 +143,9 @@ impl<L: Launcher> PoolKernel for Gpu<L> {
     }
 
     fn measure(&self, pool: &mut Pool<Self>, worth: &Worth) -> Result<()> {
-        // pool_measure(const double* log_w, uint32_t unit, double clip, uint32_t baseline, Ledger* ledger)
-        let arguments = arguments![&pool.log_w, worth.unit as u32, worth.clip, worth.baseline as u32, &pool.ledger];
+        // pool_measure(Kept log_w, uint32_t unit, double clip, uint32_t baseline, Ledger* ledger)
+        let kept = Kept::of(pool, worth.unit);
+        let arguments = arguments![kept.argument(), worth.unit as u32, worth.clip, worth.baseline as u32, &pool.ledger];
         // SAFETY: the ledger counts at most the pool's slots.
         unsafe { self.launch(Kernel::PoolMeasure, ONE, arguments) }
     }
@@ -144,14 +169,14 @@ impl<L: Launcher> PoolKernel for Gpu<L> {
                 &pool.ledger,
             ];
             self.launch(Kernel::PoolChoose, ONE, arguments)?;
-            // pool_gather(uint32_t* tokens, uint32_t* lengths, const double* log_w, const double* log_q,
-            //   const uint32_t* chosen, uint64_t rows, uint32_t longest, uint32_t eos, uint32_t pad,
-            //   uint32_t unit, double clip, const Ledger* ledger, uint32_t* to_tokens, uint32_t* to_lengths, float* weights,
-            //   double* to_log_q, double* to_log_p, double* shift)
+            // pool_gather(Rows ring, Kept log_w, const double* log_q, const uint32_t* chosen, uint64_t rows,
+            //   uint32_t longest, uint32_t eos, uint32_t pad, uint32_t unit, double clip, const Ledger* ledger, Rows to,
+            //   float* weights, double* to_log_q, double* to_log_p, double* shift)
+            let (ring, to) = (RowsArgument::of(&pool.batch), RowsArgument::of(&chosen.batch));
+            let kept = Kept::of(pool, choice.worth.unit);
             let arguments = arguments![
-                &pool.batch.tokens,
-                &pool.batch.lengths,
-                &pool.log_w,
+                ring.argument(),
+                kept.argument(),
                 &pool.log_q,
                 &chosen.slots,
                 rows,
@@ -161,8 +186,7 @@ impl<L: Launcher> PoolKernel for Gpu<L> {
                 choice.worth.unit as u32,
                 choice.worth.clip,
                 &pool.ledger,
-                &chosen.batch.tokens,
-                &chosen.batch.lengths,
+                to.argument(),
                 &chosen.weights,
                 &chosen.log_q,
                 &chosen.log_p,
@@ -188,6 +212,26 @@ impl<L: Launcher> PoolKernel for Gpu<L> {
         let arguments = arguments![weights, &log_pi, log_p, log_q, longest, unit, kind, alpha, &pool.ledger];
         // SAFETY: weights, log π, log p and log q have a value for each row, of which the ledger counts no more.
         unsafe { self.launch(Kernel::PoolNote, Grid { threads: ONE.threads / 2, ..ONE }, arguments) }
+    }
+}
+
+/// The weights kept as `pool.cu` reads them.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Kept {
+    log_w: u64,
+    context: u64,
+    log_z: u64,
+}
+
+impl Kept {
+    fn of<L: Launcher>(pool: &Pool<Gpu<L>>, unit: Unit) -> Self {
+        let log_z = pool.contexts.as_ref().filter(|_| unit.is_per_context()).map_or(0, |books| books.log_z.address());
+        Kept { log_w: pool.log_w.address(), context: pool.batch.context.address(), log_z }
+    }
+
+    fn argument(&self) -> Argument<'_> {
+        Argument::Struct(bytemuck::bytes_of(self))
     }
 }
 

@@ -12,7 +12,7 @@ use crate::backend::{Backend, Element, Memory};
 use crate::error::{Error, Result};
 use crate::models::Weighting;
 use crate::rng::Draw;
-use crate::tokens::{Batch, Space};
+use crate::tokens::{Batch, Contexts, Space};
 use crate::weights::LogMean;
 
 mod cpu;
@@ -61,6 +61,15 @@ pub struct Ledger {
 }
 
 impl Element for Ledger {}
+impl Element for LogMean {}
+
+/// What is known of each context's Z.
+pub struct ContextBooks<B: Memory> {
+    /// The running mean of the weights of its draws, `[contexts]`.
+    pub means: B::Buffer<LogMean>,
+    /// log Ẑ of it, −∞ while none of its draws had a positive weight, `[contexts]`.
+    pub log_z: B::Buffer<f64>,
+}
 
 /// A ring of weighted sequences, an endless shuffle over it, and the books.
 pub struct Pool<B: Memory> {
@@ -76,6 +85,8 @@ pub struct Pool<B: Memory> {
     pub slots: B::Buffer<u32>,
     /// The books, one value.
     pub ledger: B::Buffer<Ledger>,
+    /// Those of the contexts, where there are any.
+    pub contexts: Option<ContextBooks<B>>,
     /// The first slots, which never leave.
     pub pinned: usize,
 }
@@ -120,7 +131,7 @@ pub enum Unit {
     MeanWeight = 0,
     /// The mean reward of all draws so far.
     MeanReward = 1,
-    /// Ẑ over all draws so far, so that weights are p/q.
+    /// Ẑ over all draws so far, or each context's over its own, so that weights are p/q.
     Partition = 2,
     /// 1: not logarithms of weights are kept but returns, of either sign.
     Return = 3,
@@ -139,6 +150,14 @@ pub enum Baseline {
     /// The mean of the update's other rows (Kool, van Hoof & Welling 2019), which biases nothing however few they are; on
     /// policy only.
     LeaveOneOut = 2,
+}
+
+impl Unit {
+    /// Whether weights are divided by the Ẑ of their contexts first: P/Ẑ_c of each context c stands for p_c, while rewards
+    /// and returns are what they are.
+    pub(super) fn is_per_context(self) -> bool {
+        matches!(self, Unit::MeanWeight | Unit::Partition)
+    }
 }
 
 /// How what is kept becomes the weights of an update.
@@ -176,6 +195,15 @@ pub trait PoolKernel: Memory {
         log_p: Self::View<'_, f64>,
         log_q: Self::View<'_, f64>,
         log_w: Self::ViewMut<'_, f64>,
+    ) -> Result<()>;
+
+    /// The weights of new draws join the means of their contexts. `draw` is what the draws were made from.
+    fn weigh_contexts(
+        &self,
+        pool: &mut Pool<Self>,
+        contexts: &Contexts<Self>,
+        draw: Draw,
+        log_w: Self::View<'_, f64>,
     ) -> Result<()>;
 
     /// The rewards P of new draws join the ledger's mean reward.
@@ -254,6 +282,7 @@ impl<B: Backend> Pool<B> {
             order: backend.zeros(capacity, "order of the draws kept")?,
             slots: backend.zeros(rows, "slots of draws")?,
             ledger: backend.zeros(1, "books of training")?,
+            contexts: None,
             pinned: fixed,
         };
         if let Some(batch) = pinned {
@@ -266,6 +295,26 @@ impl<B: Backend> Pool<B> {
         let ledger = Ledger { log_bound, factor: 1.0, next: fixed, rows: fixed, kept: fixed, ..Ledger::default() };
         backend.upload(&[ledger], &mut pool.ledger)?;
         Ok(pool)
+    }
+
+    /// The same with books of so many contexts.
+    ///
+    /// # Errors
+    /// Memory that cannot be had.
+    pub fn with_contexts(mut self, backend: &B, contexts: usize) -> Result<Self> {
+        let (mut means, mut log_z) = (backend.zeros(contexts, "books of contexts")?, backend.zeros(contexts, "log Z")?);
+        backend.upload(&vec![LogMean::new(); contexts], &mut means)?;
+        backend.upload(&vec![f64::NEG_INFINITY; contexts], &mut log_z)?;
+        self.contexts = Some(ContextBooks { means, log_z });
+        Ok(self)
+    }
+
+    /// The books of the contexts, none where there are no contexts; waits for the work that keeps them.
+    pub fn context_means(&self, backend: &B) -> Result<Vec<LogMean>> {
+        let Some(books) = &self.contexts else { return Ok(Vec::new()) };
+        let mut means = vec![LogMean::new(); B::len(&books.means)];
+        backend.download(&books.means, &mut means)?;
+        Ok(means)
     }
 
     /// The books; waits for the work that keeps them.

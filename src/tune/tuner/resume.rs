@@ -11,6 +11,7 @@ use crate::rng::{Draw, Purpose};
 use crate::tokens::Batch;
 use crate::tune::checkpoint::{Checkpoints, Counters, Rows, State, front};
 use crate::tune::{Draws, Method, Pool, Source};
+use crate::weights::LogMean;
 
 /// Sequences drawn to tell one base, guide or feature from another.
 const PROBES: usize = 64;
@@ -100,6 +101,7 @@ impl<B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'_, '_, B, R, P> {
             pool: Rows::of(*backend, &pool.batch, rows, values)?,
             order: front(*backend, &pool.order, rows)?,
             ledger,
+            contexts: pool.context_means(*backend)?,
             judge: judge.state(*backend)?,
             history: history.clone(),
         })
@@ -107,14 +109,21 @@ impl<B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'_, '_, B, R, P> {
 
     /// Puts a state back, which is of this run.
     fn restore(&mut self, state: &State) -> Result<()> {
-        let State { counters, policy, proposal, pool: rows, order, ledger, judge, history } = state;
+        let State { counters, policy, proposal, pool: rows, order, ledger, contexts, judge, history } = state;
         let (backend, space) = (self.backend, self.target.base.space());
         let source = counters.source().unwrap_or(self.source);
-        let Pool { batch, log_w, log_q, order: slots, ledger: books, .. } = &mut self.pool;
+        let Pool { batch, log_w, log_q, order: slots, ledger: books, contexts: context_books, .. } = &mut self.pool;
         rows.check("draws kept", space, batch.capacity())?;
         if ledger.rows as usize != rows.len() || order.len() != rows.len() {
             let got = format!("{} and an order of {}", ledger.rows, order.len());
             return Err(Error::argument("draws kept", format!("books of {}", rows.len()), got));
+        }
+        // The books that the rows' contexts are looked up in.
+        let known = context_books.as_ref().map_or(0, |books| B::len(&books.means));
+        let numbers = || rows.context.iter().chain(&judge.context);
+        if contexts.len() != known || numbers().any(|&number| number as usize >= known.max(1)) {
+            let got = format!("{}, the last in use number {}", contexts.len(), numbers().max().copied().unwrap_or(0));
+            return Err(Error::argument("books of contexts", known, got));
         }
         // A policy that may propose one day has nothing to restore before the first swap.
         let proposes = self.proposal.is_some() && source == Source::Policy;
@@ -133,6 +142,11 @@ impl<B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'_, '_, B, R, P> {
         backend.upload(given_q, log_q)?;
         backend.upload(order, slots)?;
         backend.upload(&[*ledger], books)?;
+        if let Some(books) = context_books {
+            backend.upload(contexts, &mut books.means)?;
+            let log_z: Vec<f64> = contexts.iter().map(LogMean::value).collect();
+            backend.upload(&log_z, &mut books.log_z)?;
+        }
         self.source = source;
         (self.samples, self.swaps) = (counters.samples as usize, counters.swaps as usize);
         (self.evaluations, self.history) = (counters.evaluations, history.clone());
@@ -151,6 +165,14 @@ impl<B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'_, '_, B, R, P> {
         let options = options.as_object().into_iter().flatten();
         parts.extend(options.map(|(name, value)| (format!("option {name}"), value.to_string())));
         let hexadecimal = |number: u64| format!("{number:016x}");
+        // Before what is drawn behind them.
+        if let Some(contexts) = self.target.contexts {
+            let (count, draws) = (contexts.len(), contexts.draws());
+            let tokens = front(self.backend, &contexts.tokens, count * contexts.space.longest as usize)?;
+            let lengths = front(self.backend, &contexts.lengths, count)?;
+            let known = digest(digest(draws as u64, bytemuck::cast_slice(&tokens)), bytemuck::cast_slice(&lengths));
+            parts.push(("contexts".into(), hexadecimal(known)));
+        }
         let features = self.target.features.digest(self.backend)?;
         let roles = serde_json::to_string(self.target.potential.roles())
             .map_err(|error| Error::no_answer("coefficients", error))?;
@@ -200,8 +222,9 @@ struct Probe {
 
 /// A fingerprint of the sequences of a batch.
 fn digest_rows<B: Memory>(backend: &B, batch: &Batch<B>) -> Result<u64> {
-    let Rows { tokens, lengths, .. } = Rows::of(backend, batch, batch.rows, Default::default())?;
-    Ok(digest(digest(0, bytemuck::cast_slice(&lengths)), bytemuck::cast_slice(&tokens)))
+    let Rows { tokens, lengths, given, .. } = Rows::of(backend, batch, batch.rows, Default::default())?;
+    let parts = [lengths, given, tokens];
+    Ok(parts.iter().fold(0, |before, part| digest(before, bytemuck::cast_slice(part))))
 }
 
 #[cfg(test)]
@@ -231,7 +254,8 @@ mod tests {
         let set = FeatureSet::new(space).with("1", Feature::StartsWith(vec![1])).unwrap();
         let (features, potential) = (set.compile(&Cpu).unwrap(), Potential::new(&Cpu, &[Role::Tilt(1.0)]).unwrap());
         let mut base = Markov::noise(space, 30).unwrap();
-        let mut target = Target { base: &mut base, features: &features, potential: &potential, guide: None };
+        let mut target =
+            Target { base: &mut base, features: &features, potential: &potential, guide: None, contexts: None };
         let mut policy = Lstm::new(space, LstmShape { layers: 2, hidden: 200, dropout: 0.0 }, 1).unwrap();
         let options = TuneOptions { samples: 32_000, batch: 2_000, proposal: Source::Base, ..TuneOptions::default() };
         let mut tuner = Tuner::new(&Cpu, &mut target, &mut policy, &options, TuneData::default()).unwrap();

@@ -50,7 +50,8 @@ mod cases {
     /// φ on the device, and what the status word said.
     fn evaluate<L: Launcher>(gpu: &Gpu<L>, set: &FeatureSet, batch: &Batch) -> (Vec<f32>, ebm_dpg::Result<()>) {
         let (tokens, lengths) = (upload(gpu, &batch.tokens), upload(gpu, &batch.lengths));
-        let device = Batch { space: batch.space, rows: batch.rows, tokens, lengths };
+        let (given, context) = (upload(gpu, &batch.given), upload(gpu, &batch.context));
+        let device = Batch { space: batch.space, rows: batch.rows, tokens, lengths, given, context };
         let len = batch.rows * set.len();
         let mut phi = upload(gpu, &vec![7.0_f32; len]);
         set.compile(gpu).unwrap().evaluate(gpu, &device, Gpu::<L>::view_mut(&mut phi, len)).unwrap();

@@ -35,7 +35,8 @@ mod cases {
 
     fn on_device<L: Launcher>(gpu: &Gpu<L>, batch: &Batch) -> Batch<Gpu<L>> {
         let (tokens, lengths) = (upload(gpu, &batch.tokens), upload(gpu, &batch.lengths));
-        Batch { space: batch.space, rows: batch.rows, tokens, lengths }
+        let (given, context) = (upload(gpu, &batch.given), upload(gpu, &batch.context));
+        Batch { space: batch.space, rows: batch.rows, tokens, lengths, given, context }
     }
 
     pub fn rows_move_as_on_the_cpu<L: Launcher>(gpu: &Gpu<L>) {

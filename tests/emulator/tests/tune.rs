@@ -124,7 +124,8 @@ fn tuned<B: LstmBackend>(backend: &B, options: &TuneOptions) -> (Tuned, Evaluati
     let (mut base, mut policy) = (lstm(backend, 1, 0.0), lstm(backend, 2, 0.0));
     let (table, potential) = (features().compile(backend).unwrap(), potential(backend));
     let guide = guide().upload(backend).unwrap();
-    let mut target = Target { base: &mut base, features: &table, potential: &potential, guide: Some(&guide) };
+    let mut target =
+        Target { base: &mut base, features: &table, potential: &potential, guide: Some(&guide), contexts: None };
     let tuned = tune(backend, &mut target, &mut policy, options, TuneData::default(), |_| {}).unwrap();
     let draw = Draw::new(5, Purpose::Evaluate);
     let judged = evaluate(backend, &mut target, &mut policy, Source::Guided, 300, draw).unwrap();
@@ -141,7 +142,8 @@ fn checkpointed<B: LstmBackend>(
     let (mut base, mut policy) = (lstm(backend, 1, 0.0), lstm(backend, 2, 0.0));
     let (table, potential) = (features().compile(backend).unwrap(), potential(backend));
     let guide = guide().upload(backend).unwrap();
-    let mut target = Target { base: &mut base, features: &table, potential: &potential, guide: Some(&guide) };
+    let mut target =
+        Target { base: &mut base, features: &table, potential: &potential, guide: Some(&guide), contexts: None };
     let data = TuneData::default();
     let tuned = tune_with_checkpoints(backend, &mut target, &mut policy, options, data, how, |_| watch()).unwrap();
     (tuned, log_probs(backend, &mut policy))
@@ -247,7 +249,8 @@ mod cases {
         let refused = Checkpoints { resume: Some(copies[0].clone()), ..on };
         let mut base = lstm(&Cpu, 1, 0.0);
         let (table, potential, guide) = (features().compile(&Cpu).unwrap(), potential(&Cpu), guide());
-        let mut target = Target { base: &mut base, features: &table, potential: &potential, guide: Some(&guide) };
+        let mut target =
+            Target { base: &mut base, features: &table, potential: &potential, guide: Some(&guide), contexts: None };
         let (mut policy, data) = (lstm(&Cpu, 2, 0.0), TuneData::default());
         let error =
             tune_with_checkpoints(&Cpu, &mut target, &mut policy, &options, data, &refused, |_| {}).unwrap_err();

@@ -176,6 +176,7 @@ impl<L: Launcher> GpuLstm<L> {
         argument.count = training.count.address();
         argument.tokens = batch.tokens.address();
         argument.lengths = batch.lengths.address();
+        argument.given = batch.given.address();
         argument.log_q = log_probs.address();
         argument.hidden = training.hidden.address();
         argument.cell = training.cell.address();

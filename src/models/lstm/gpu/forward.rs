@@ -31,6 +31,7 @@ pub(super) struct Forward {
     pub count: u64,
     pub tokens: u64,
     pub lengths: u64,
+    pub given: u64,
     pub log_q: u64,
     pub log_model: u64,
     pub class_of: u64,
@@ -170,6 +171,6 @@ mod tests {
 
     #[test]
     fn the_argument_has_the_kernels_size() {
-        assert_eq!(size_of::<Forward>(), 288);
+        assert_eq!(size_of::<Forward>(), 296);
     }
 }

@@ -163,6 +163,7 @@ impl<L: Launcher> GpuLstm<L> {
         let mut argument = self.forward_argument(SCORE, batch.rows);
         argument.tokens = batch.tokens.address();
         argument.lengths = batch.lengths.address();
+        argument.given = batch.given.address();
         argument.log_q = log_probs.address();
         set_guide(&mut argument, guide);
         // SAFETY: the batch has `rows` rows in the model's space, the output as many values.
@@ -236,6 +237,7 @@ impl<L: Launcher> Sampler<Gpu<L>> for GpuLstm<L> {
         let mut argument = self.forward_argument(SAMPLE, batch.rows);
         argument.tokens = batch.tokens.address();
         argument.lengths = batch.lengths.address();
+        argument.given = batch.given.address();
         argument.log_q = log_q.address();
         argument.log_model = log_model.address();
         argument.seed = draw.seed;
