@@ -117,7 +117,7 @@ impl Job<'_> {
         seconds.base = base.seconds;
         let table = features.compile(backend)?;
         let targets = Targets::from_data(&phase::evaluate(backend, &table, &data.train)?, features.len())?;
-        let fit = phase::fit(backend, common, FIT_SAMPLES, &mut base.model, &features, &targets)?;
+        let fit = phase::fit(backend, common, FIT_SAMPLES, &mut base.model, &features, &targets, None)?;
         seconds.fit = fit.seconds;
         let policy = phase::initial_policy(backend, common, data.train.space, Some(&base.model))?;
         let (data_moments, log_z) = (targets.moments().to_vec(), fit.log_z);
@@ -189,8 +189,8 @@ impl<B: LstmBackend> Run<'_, B> {
         };
         let made_by = process.features().compile(backend)?;
         let frequency = Frequencies {
-            r: phase::moments(backend, common, target.base, &made_by)?[0].value,
-            policy: phase::moments(backend, common, &mut policy, &made_by)?[0].value,
+            r: phase::moments(backend, common, target.base, None, &made_by)?[0].value,
+            policy: phase::moments(backend, common, &mut policy, None, &made_by)?[0].value,
         };
         let warnings = [warnings, &tuned.warnings, &found.warnings].concat();
         let report = Report {
@@ -215,6 +215,7 @@ impl<B: LstmBackend> Run<'_, B> {
             ess: found.ess,
             samples_used: tuned.samples as u64,
             proposal_swaps: tuned.swaps as u64,
+            contexts: Vec::new(),
             seconds: Seconds::default(),
         };
         Ok((self.names.to_vec(), report))

@@ -2,6 +2,7 @@
 //! side by side.
 
 use std::fmt::Write;
+use std::path::Path;
 use std::time::Instant;
 use std::{fs, process::ExitCode};
 
@@ -13,8 +14,8 @@ use ebm_dpg::features::{FeatureSet, FeatureTable, Spelling};
 use ebm_dpg::fit::Targets;
 use ebm_dpg::models::{LikelihoodOptions, LstmBackend, Policy, Sampler};
 use ebm_dpg::rng::{Draw, Purpose, permutation};
-use ebm_dpg::tokens::{Batch, Lines, Unit, Vocab};
-use ebm_dpg::tune::Tuned;
+use ebm_dpg::tokens::{Batch, Contexts, Lines, Unit, Vocab};
+use ebm_dpg::tune::{ContextEvaluation, Evaluation, Tuned};
 use ebm_dpg::weights::Estimate;
 use ebm_dpg::{Error, Result};
 
@@ -24,7 +25,7 @@ use support::estimate::Plan;
 use support::experiment::{self as phase, Fitted};
 use support::options::{Options, Swap, Text, Want};
 use support::page;
-use support::report::{CrossEntropies, Features, Frequencies, MomentTable, Output, Report, Seconds};
+use support::report::{ContextReport, CrossEntropies, Features, Frequencies, MomentTable, Output, Report, Seconds};
 
 /// What is read where no file is given.
 const WORDS: &[u8] = include_bytes!("data/words.txt");
@@ -38,6 +39,9 @@ const FIT_SAMPLES: usize = 60_000;
 
 /// A moment of π further than this from the wanted one is worth a warning.
 const NEAR: f64 = 0.03;
+
+/// Draws in a row that continue the same beginning.
+const DRAWS: usize = 16;
 
 /// Samples of r and of π to look at.
 const SHOWN: usize = 10;
@@ -74,9 +78,10 @@ impl Experiment for Text {
         let phase::Base { model: mut base, seconds } =
             phase::base(backend, common, loaded, likelihood(data.train.rows), &data, &mut output)?;
         let targets = Targets::wanted(&self.moments())?;
-        let fit = phase::fit(backend, common, FIT_SAMPLES, &mut base, &features, &targets)?;
+        let contexts = corpus.contexts.as_ref().map(|contexts| contexts.upload(backend)).transpose()?;
+        let fit = phase::fit(backend, common, FIT_SAMPLES, &mut base, &features, &targets, contexts.as_ref())?;
         let policy = phase::initial_policy(backend, common, space, Some(&base))?;
-        let mut run = Run { backend, options: self, corpus, data, table, base, fit, policy };
+        let mut run = Run { backend, options: self, corpus, contexts, data, table, base, fit, policy };
         let (tuned, tuning) = run.tune(&mut output)?;
         let report = run.report(tuned)?;
         let total = started.elapsed().as_secs_f64();
@@ -107,6 +112,7 @@ struct Corpus {
     fingerprint: String,
     vocab: Vocab,
     lines: Splits,
+    contexts: Option<Contexts>,
     warnings: Vec<String>,
 }
 
@@ -156,7 +162,8 @@ impl Corpus {
             validation: take(&order[test..test + validation])?,
             train: take(&order[test + validation..][..train])?,
         };
-        Ok(Corpus { fingerprint, lines: splits, warnings: warnings(&lines, options), vocab: lines.vocab })
+        let contexts = options.contexts.as_deref().map(|path| contexts(path, &lines)).transpose()?;
+        Ok(Corpus { fingerprint, lines: splits, contexts, warnings: warnings(&lines, options), vocab: lines.vocab })
     }
 
     /// One feature a wanted moment.
@@ -173,6 +180,12 @@ impl Corpus {
             features.with(&want.text, feature).map_err(about_pattern)
         })
     }
+}
+
+/// The lines of a file of beginnings.
+fn contexts(path: &Path, lines: &Lines) -> Result<Contexts> {
+    let beginnings = Lines::read(path, Unit::Characters, Some(&lines.vocab), None)?;
+    Contexts::from_lines(lines.batch.space, &beginnings, DRAWS).map_err(|error| Error::file(path, error))
 }
 
 /// What a user should know about the lines before they are trained on.
@@ -205,6 +218,7 @@ struct Run<'a, B: LstmBackend> {
     backend: &'a B,
     options: &'a Text,
     corpus: Corpus,
+    contexts: Option<Contexts<B>>,
     data: Splits<B>,
     table: FeatureTable<B>,
     base: B::Lstm,
@@ -219,6 +233,7 @@ impl<B: LstmBackend> Run<'_, B> {
         // The lines do not have the wanted moments, so nothing is distilled from them.
         let held_out = (common.swap == Swap::Ce).then_some(&self.data.validation);
         let mut target = self.fit.target(&mut self.base, &self.table);
+        target.contexts = self.contexts.as_ref();
         let (names, backend) = (self.options.patterns(), self.backend);
         let (tuned, seconds) =
             phase::tune_policy(backend, common, &mut target, &mut self.policy, held_out, &names, output)?;
@@ -230,11 +245,12 @@ impl<B: LstmBackend> Run<'_, B> {
     fn report(&mut self, tuned: Tuned) -> Result<Report> {
         let (backend, common) = (self.backend, &self.options.common);
         let mut target = self.fit.target(&mut self.base, &self.table);
+        target.contexts = self.contexts.as_ref();
         let found = phase::judge(backend, common, &mut target, &mut self.policy)?;
         let log_z = phase::sharper(self.fit.log_z, found.log_z);
         let moments = MomentTable::Text {
             wanted: self.options.moments(),
-            base: phase::values(&phase::moments(backend, common, &mut self.base, &self.table)?),
+            base: phase::values(&phase::moments(backend, common, &mut self.base, self.contexts.as_ref(), &self.table)?),
             potential: phase::values(&found.moments_target),
             policy: phase::values(&found.moments_policy),
         };
@@ -263,8 +279,22 @@ impl<B: LstmBackend> Run<'_, B> {
             ess: found.ess,
             samples_used: tuned.samples as u64,
             proposal_swaps: tuned.swaps as u64,
+            contexts: self.of_contexts(&found)?,
             seconds: Seconds::default(),
         })
+    }
+
+    /// How each beginning came out; none where there are none.
+    fn of_contexts(&self, found: &Evaluation) -> Result<Vec<ContextReport>> {
+        let Some(contexts) = &self.corpus.contexts else { return Ok(Vec::new()) };
+        let report = |context: &ContextEvaluation| {
+            Ok(ContextReport {
+                text: self.corpus.vocab.decode(contexts.context(context.context))?,
+                log_z: phase::reported(context.log_z),
+                kl_target_policy: phase::reported(context.kl_policy),
+            })
+        };
+        found.contexts.iter().map(report).collect()
     }
 
     /// Of lines that nothing was trained on. They do not have the wanted moments: r is the nearest to them.
@@ -300,8 +330,13 @@ impl<B: LstmBackend> Run<'_, B> {
     /// Samples of r and of π, for people: a pair is drawn with the same random numbers.
     fn samples(&mut self) -> Result<String> {
         let draw = Draw::new(self.options.common.seed, Purpose::User);
-        let before = shown(self.backend, &mut self.base, &self.corpus.vocab, draw)?;
-        let after = shown(self.backend, &mut self.policy, &self.corpus.vocab, draw)?;
+        // One of each beginning, before any comes twice.
+        let host = self.corpus.contexts.as_ref();
+        let contexts =
+            host.map(|host| Contexts::new(host.space, &host.iter().collect::<Vec<_>>(), 1)?.upload(self.backend));
+        let contexts = contexts.transpose()?;
+        let before = shown(self.backend, &mut self.base, contexts.as_ref(), &self.corpus.vocab, draw)?;
+        let after = shown(self.backend, &mut self.policy, contexts.as_ref(), &self.corpus.vocab, draw)?;
         let room = before.iter().map(|line| line.chars().count()).max().unwrap_or(0).max(28);
         let mut text = format!("\nsamples\n{:<room$}  π\n", "r");
         for (before, after) in before.iter().zip(&after) {
@@ -313,8 +348,14 @@ impl<B: LstmBackend> Run<'_, B> {
 }
 
 /// A few samples, one line each; "…" marks one that was cut at the longest length.
-fn shown<B: Backend>(backend: &B, model: &mut impl Sampler<B>, vocab: &Vocab, draw: Draw) -> Result<Vec<String>> {
-    let batch = phase::sample(backend, model, SHOWN, draw)?.download(backend)?;
+fn shown<B: Backend>(
+    backend: &B,
+    model: &mut impl Sampler<B>,
+    contexts: Option<&Contexts<B>>,
+    vocab: &Vocab,
+    draw: Draw,
+) -> Result<Vec<String>> {
+    let batch = phase::sample(backend, model, contexts, SHOWN, draw)?.download(backend)?;
     let line = |row| -> Result<String> {
         let text = vocab.decode(batch.content(row))?.escape_debug().to_string();
         Ok(match text.as_str() {

@@ -8,6 +8,7 @@ use ebm_dpg::adam::AdamOptions;
 use ebm_dpg::backend::Cpu;
 use ebm_dpg::exact::{Guide, LookAhead};
 use ebm_dpg::features::{Feature, FeatureSet, FeatureTable};
+use ebm_dpg::fit::{FitOptions, Moments, Targets, fit_behind};
 use ebm_dpg::gradient::Divergence;
 use ebm_dpg::models::{Coefficients, Logits, Lstm, LstmShape, Markov, Policy, Prefixes, Sampler, Scorer, Tabular};
 use ebm_dpg::potential::{Potential, Role};
@@ -303,6 +304,60 @@ fn every_context_gets_its_own_target() {
     }
 }
 
+/// One λ for all contexts, with which the mean of their moments is what was wanted; without them it is another.
+#[test]
+fn a_fit_behind_contexts_has_the_wanted_moments_over_them() {
+    let world = world(false);
+    let set = FeatureSet::new(space())
+        .with("01", Feature::Contains(vec![0, 1]))
+        .and_then(|set| set.with("11", Feature::Contains(vec![1, 1])))
+        .unwrap();
+    let wanted = [0.3, 0.6];
+    let has = |x: &[Token], a, b| f64::from(u8::from(x.windows(2).any(|pair| pair == [a, b])));
+    // By enumeration: the mean over the contexts of E_{p_c} φ.
+    let moments = |lambda: &[f64]| {
+        let mut mean = [0.0; 2];
+        for (number, (all, ..)) in world.continued.iter().enumerate() {
+            let phi: Vec<_> = all.iter().map(|x| [has(x, 0, 1), has(x, 1, 1)]).collect();
+            let log_r = world.score(&mut world.base.clone(), number);
+            let log_p: Vec<f64> =
+                log_r.iter().zip(&phi).map(|(log_r, phi)| log_r + lambda[0] * phi[0] + lambda[1] * phi[1]).collect();
+            for (phi, log_p) in phi.iter().zip(normalise(&log_p).1) {
+                (0..2).for_each(|i| mean[i] += phi[i] * log_p.exp() / 3.0);
+            }
+        }
+        mean
+    };
+    let contexts = world.contexts(6);
+    let targets = Targets::wanted(&wanted).unwrap();
+    for moments_from in [Moments::Base, Moments::Guided] {
+        let mut options = FitOptions::default();
+        (options.moments, options.samples) = (moments_from, 60_000);
+        let draw = Draw::new(9, Purpose::Fit);
+        let fit = |contexts| fit_behind(&Cpu, &mut world.base.clone(), &set, &targets, contexts, &options, draw);
+        let behind = fit(Some(&contexts)).unwrap();
+        let got = moments(&behind.lambda);
+        assert!((0..2).all(|i| (got[i] - wanted[i]).abs() < 0.01), "{moments_from:?}: {got:?}");
+        // Errors of λ̂ are those of the moments, through the Hessian.
+        let error = behind.standard_errors.iter().map(|error| error.unwrap()).fold(0.0, f64::max);
+        assert!(error > 0.001 && error < 0.1, "{error}");
+        let plain = moments(&fit(None).unwrap().lambda);
+        assert!((0..2).any(|i| (plain[i] - wanted[i]).abs() > 0.05), "{moments_from:?}: {plain:?}");
+    }
+    let mut options = FitOptions::default();
+    options.moments = Moments::Rejection;
+    let refused = fit_behind(
+        &Cpu,
+        &mut world.base.clone(),
+        &set,
+        &targets,
+        Some(&contexts),
+        &options,
+        Draw::new(9, Purpose::Fit),
+    );
+    assert!(refused.err().unwrap().to_string().contains("fit behind contexts"));
+}
+
 #[test]
 fn the_judgement_is_made_context_by_context() {
     let world = world(true);
@@ -427,7 +482,7 @@ fn a_context_without_hope_is_named() {
     let (mut base, mut policy) = (world.base.clone(), Tabular::new(&world.guide).unwrap());
     let World { features, potential, continued, .. } = &world;
     let mut target = Target { base: &mut base, features, potential, guide: None, contexts: Some(&contexts) };
-    let options = options(Method::DpgOffPolicy, Source::Base, Baseline::None);
+    let options = options(Method::DpgOffPolicy, Source::Base, Baseline::Mean);
     let tuned = tune(&Cpu, &mut target, &mut policy, &options, TuneData::default(), |_| {}).unwrap();
     assert!(
         tuned.warnings[0].contains("1 of 2 contexts") && tuned.warnings[0].contains("number 1"),

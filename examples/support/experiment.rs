@@ -14,7 +14,7 @@ use ebm_dpg::models::{
 use ebm_dpg::observe::{Alarms, JsonLines, Observer, TensorBoard};
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
-use ebm_dpg::tokens::{Batch, Space};
+use ebm_dpg::tokens::{Batch, Contexts, Space};
 use ebm_dpg::tune::{self, Evaluation, KlControl, Source, Target, TuneData, TuneOptions, Tuned};
 use ebm_dpg::weights::Estimate;
 use ebm_dpg::{Error, Result};
@@ -124,10 +124,12 @@ pub fn fit<B: LstmBackend>(
     base: &mut B::Lstm,
     features: &FeatureSet,
     targets: &Targets,
+    contexts: Option<&Contexts<B>>,
 ) -> Result<Fitted<B>> {
     let started = Instant::now();
     let options = fit_options(common, samples);
-    let fit = fit::fit(backend, base, features, targets, &options, Draw::new(common.seed, Purpose::Fit))?;
+    let draw = Draw::new(common.seed, Purpose::Fit);
+    let fit = fit::fit_behind(backend, base, features, targets, contexts, &options, draw)?;
     let guide = match &fit.guide {
         Some(guide) => guide.upload(backend)?,
         None => {
@@ -312,9 +314,18 @@ fn read<B: Memory, T: Element>(backend: &B, buffer: &B::Buffer<T>) -> Result<Vec
     Ok(values)
 }
 
-/// So many sequences of a model's own.
-pub fn sample<B: Backend>(backend: &B, model: &mut impl Sampler<B>, rows: usize, draw: Draw) -> Result<Batch<B>> {
+/// So many sequences of a model's own, behind contexts where there are any.
+pub fn sample<B: Backend>(
+    backend: &B,
+    model: &mut impl Sampler<B>,
+    contexts: Option<&Contexts<B>>,
+    rows: usize,
+    draw: Draw,
+) -> Result<Batch<B>> {
     let mut batch = Batch::with_capacity(backend, model.space(), rows)?;
+    if let Some(contexts) = contexts {
+        batch.begin(backend, contexts, draw)?;
+    }
     let (mut log_q, mut log_model) = (backend.zeros(rows, "log q")?, backend.zeros(rows, "log-probs")?);
     model.sample(draw, None, &mut batch, B::view_mut(&mut log_q, rows), B::view_mut(&mut log_model, rows))?;
     Ok(batch)
@@ -325,10 +336,11 @@ pub fn moments<B: Backend>(
     backend: &B,
     common: &Common,
     model: &mut impl Sampler<B>,
+    contexts: Option<&Contexts<B>>,
     table: &FeatureTable<B>,
 ) -> Result<Vec<Estimate>> {
     let draw = Draw::new(common.seed, Purpose::Evaluate).skip(1 << 51);
-    let phi = evaluate(backend, table, &sample(backend, model, common.bounded(JUDGED), draw)?)?;
+    let phi = evaluate(backend, table, &sample(backend, model, contexts, common.bounded(JUDGED), draw)?)?;
     let column = |i: usize| phi.iter().skip(i).step_by(table.len()).map(|&v| f64::from(v)).collect::<Vec<_>>();
     (0..table.len()).map(|i| Estimate::mean(&column(i))).collect()
 }

@@ -385,6 +385,10 @@ pub struct Text {
     #[arg(long = "want", value_name = "PATTERN=MOMENT", default_values = ["ing=.5", "^re=.2"])]
     #[serde(rename = "want")]
     pub wants: Vec<Want>,
+    /// Beginnings of lines, one a line of this file: π then continues these, and the wanted shares are means over them
+    #[arg(long, value_name = "FILE")]
+    #[serde(serialize_with = "is_given")]
+    pub contexts: Option<PathBuf>,
     /// Lines of training data; all of the file where none is given
     #[arg(long, value_name = "N", value_parser = count, allow_negative_numbers = true)]
     pub data_size: Option<usize>,
@@ -522,6 +526,14 @@ impl Options for Text {
                     return Err(Error::argument("--want", expected, narrow.moment));
                 }
             }
+        }
+        if self.contexts.is_some() && (self.common.fit == Fit::Sgd || self.common.moments == Moments::Rs) {
+            let expected = "--fit newton, and --moments snis or guided";
+            return Err(Error::argument(
+                "--contexts",
+                expected,
+                format!("{:?} and {:?}", self.common.fit, self.common.moments),
+            ));
         }
         self.common.open(self.data_size.unwrap_or(0))
     }

@@ -40,7 +40,18 @@ pub struct Report {
     pub ess: f64,
     pub samples_used: u64,
     pub proposal_swaps: u64,
+    /// `text --contexts` only: each beginning.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub contexts: Vec<ContextReport>,
     pub seconds: Seconds,
+}
+
+/// One beginning that π continues.
+#[derive(Debug, Clone, Serialize)]
+pub struct ContextReport {
+    pub text: String,
+    pub log_z: Estimate,
+    pub kl_target_policy: Estimate,
 }
 
 /// What the features are.
@@ -163,8 +174,13 @@ impl Report {
     }
 
     /// Tables with their headings; the first row of each has the titles.
-    pub fn tables(&self, names: &[String]) -> [(&'static str, Vec<Vec<String>>); 3] {
-        [("Quality", self.quality()), ("Moments", self.moment_rows(names)), ("Estimates", self.estimates())]
+    pub fn tables(&self, names: &[String]) -> Vec<(&'static str, Vec<Vec<String>>)> {
+        let mut tables =
+            vec![("Quality", self.quality()), ("Moments", self.moment_rows(names)), ("Estimates", self.estimates())];
+        if !self.contexts.is_empty() {
+            tables.push(("Contexts", self.context_rows()));
+        }
+        tables
     }
 
     /// What was done, in a line.
@@ -206,6 +222,15 @@ impl Report {
         let mut rows = vec![row("moments", titles.iter().copied())];
         for (at, name) in names.iter().enumerate() {
             rows.push(row(name, columns.iter().map(|column| column.get(at).copied().map_or(String::new(), number))));
+        }
+        rows
+    }
+
+    fn context_rows(&self) -> Vec<Vec<String>> {
+        let mut rows = vec![row("contexts", ["log Z", "±", "KL(p‖π)", "±"])];
+        for ContextReport { text, log_z, kl_target_policy: kl } in &self.contexts {
+            let cells = [log_z.estimate, log_z.standard_error, kl.estimate, kl.standard_error];
+            rows.push(row(&text.escape_debug().to_string(), cells.map(number)));
         }
         rows
     }

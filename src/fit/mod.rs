@@ -13,8 +13,8 @@ use crate::features::FeatureSet;
 use crate::models::Sampler;
 use crate::potential::{Potential, Role};
 use crate::rng::Draw;
-use crate::tokens::Batch;
-use crate::weights::{Estimate, ImportanceWeights, MIN_ESS};
+use crate::tokens::{Batch, Contexts};
+use crate::weights::{Estimate, ImportanceWeights, MIN_ESS, log_z_by_context, within_contexts};
 
 mod guide;
 mod newton;
@@ -202,9 +202,32 @@ pub fn fit<B: Backend, S: Sampler<B>>(
     options: &FitOptions,
     draw: Draw,
 ) -> Result<Fit> {
+    fit_behind(backend, base, features, targets, None, options, draw)
+}
+
+/// As [`fit`], for sequences that continue contexts: one λ for all of them, with which the mean over the contexts of
+/// E_{p_c} φ is that of `targets`.
+///
+/// # Errors
+/// As [`fit`]; the SGD schedule and rejection, which know of one Z only.
+pub fn fit_behind<B: Backend, S: Sampler<B>>(
+    backend: &B,
+    base: &mut S,
+    features: &FeatureSet,
+    targets: &Targets,
+    contexts: Option<&Contexts<B>>,
+    options: &FitOptions,
+    draw: Draw,
+) -> Result<Fit> {
     options.check()?;
     expect_len("target moments", features.len(), targets.moments().len())?;
-    let mut source = Source::new(backend, base, features.compile(backend)?, options.batch, draw);
+    let apart = matches!(options.solver, Solver::Newton(_)) && options.moments != Moments::Rejection;
+    if contexts.is_some() && !apart {
+        let got = format!("{:?} and {:?}", options.solver, options.moments);
+        return Err(Error::argument("fit behind contexts", "Newton and importance sampling", got));
+    }
+    let table = features.compile(backend)?;
+    let mut source = Source::new(backend, base, table, options.batch, draw).behind(contexts);
     let rows = if options.moments == Moments::Guided { options.base_samples } else { options.samples };
     let mut tokens = match options.moments {
         Moments::Guided => Some(Batch::with_capacity(&Cpu, features.space(), rows)?),
@@ -332,12 +355,16 @@ impl Run<'_> {
         let phi = rows.iter().flat_map(|&row| tilting.iter().map(move |&i| f64::from(sample.row(row)[i]))).collect();
         let targets = DVector::from_iterator(tilting.len(), tilting.iter().map(|&i| self.plan.targets[i]));
         let log_w = rows.iter().map(|&row| sample.log_base[row] - sample.log_q[row]).collect();
-        Ok(Problem { drawn: sample.rows(), width: tilting.len(), phi, log_w, targets })
+        let groups = groups(sample, &rows);
+        Ok(Problem { drawn: sample.rows(), width: tilting.len(), phi, log_w, targets, groups })
     }
 
     fn report(mut self, sample: &Sample, guide: Option<Guide>, samples: usize) -> Result<Fit> {
         let potential = self.plan.potential()?;
-        let weights = ImportanceWeights::new(&sample.log_potential(&potential), &sample.log_q)?;
+        let log_p = sample.log_potential(&potential);
+        let log_z = ImportanceWeights::new(&log_p, &sample.log_q)?.log_z();
+        let within = within_groups(sample, &log_p)?;
+        let weights = ImportanceWeights::new(&within, &sample.log_q)?;
         let ess = weights.ess();
         if ess < 10.0 {
             let reason = format!(
@@ -365,7 +392,7 @@ impl Run<'_> {
             iterations: self.iterations,
             ess,
             samples,
-            log_z: weights.log_z().plus(Estimate { value: 0.0, standard_error: sample.log_q_error }),
+            log_z: log_z.plus(Estimate { value: 0.0, standard_error: sample.log_q_error }),
             moments_target: self.plan.targets,
             moments_potential,
             pareto_k: weights.pareto_k(),
@@ -374,6 +401,24 @@ impl Run<'_> {
             guide,
         })
     }
+}
+
+/// The context of each of `rows`, numbered without a gap; all 0 where there are none.
+fn groups(sample: &Sample, rows: &[usize]) -> Vec<usize> {
+    let of = |&row: &usize| sample.context.get(row).copied().unwrap_or(0);
+    let mut numbers: Vec<u32> = rows.iter().map(of).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    rows.iter().map(|row| numbers.partition_point(|&number| number < of(row))).collect()
+}
+
+/// log P of all rows, less the log Ẑ of their contexts where there are any.
+fn within_groups(sample: &Sample, log_p: &[f64]) -> Result<Vec<f64>> {
+    if sample.context.is_empty() {
+        return Ok(log_p.to_vec());
+    }
+    let log_z = log_z_by_context(log_p, &sample.log_q, &sample.context)?;
+    Ok(within_contexts(log_p, &sample.context, &log_z))
 }
 
 /// The rows of a sample of q (r, or what draws in its place) that rejection keeps under `potential`, as a sample of

@@ -23,6 +23,9 @@ pub(super) struct Problem {
     pub log_w: Vec<f64>,
     /// Wanted moments μ, `[K]`.
     pub targets: DVector<f64>,
+    /// Which rows belong together, `[rows]`, numbered from 0 without a gap: those of one context, whose weights are
+    /// normalised by themselves. All are 0 where there are no contexts.
+    pub groups: Vec<usize>,
 }
 
 /// The model at one λ.
@@ -77,35 +80,89 @@ impl Problem {
         self.log_w[row] + self.row(row).iter().zip(lambda.iter()).map(|(phi, lambda)| phi * lambda).sum::<f64>()
     }
 
-    fn log_weights(&self, lambda: &DVector<f64>) -> (Vec<f64>, f64) {
+    /// log w of all rows under λ, and log Σw of each group.
+    fn log_weights(&self, lambda: &DVector<f64>) -> (Vec<f64>, Vec<f64>) {
         let log_w: Vec<f64> = (0..self.rows()).map(|row| self.log_weight(lambda, row)).collect();
-        let total = log_sum_exp(&log_w);
-        (log_w, total)
+        let count = self.group_count();
+        if count == 1 {
+            let total = log_sum_exp(&log_w);
+            return (log_w, vec![total]);
+        }
+        let mut of_group = vec![Vec::new(); count];
+        self.groups.iter().zip(&log_w).for_each(|(&group, &log_w)| of_group[group].push(log_w));
+        let totals = of_group.iter().map(|log_w| log_sum_exp(log_w)).collect();
+        (log_w, totals)
     }
 
-    /// ⟨λ, μ⟩ − log Ẑ(λ), the log-likelihood per data row up to a constant.
+    fn group_count(&self) -> usize {
+        self.groups.iter().max().map_or(1, |&last| last + 1)
+    }
+
+    /// ⟨λ, μ⟩ − log Ẑ(λ), the log-likelihood per data row up to a constant; of contexts the mean of log Ẑ_c(λ).
     pub fn dual(&self, lambda: &DVector<f64>) -> f64 {
-        lambda.dot(&self.targets) - (self.log_weights(lambda).1 - (self.drawn as f64).ln())
+        let (_, totals) = self.log_weights(lambda);
+        let mean = totals.iter().sum::<f64>() / totals.len() as f64;
+        lambda.dot(&self.targets) - (mean - (self.drawn as f64).ln())
     }
 
-    /// E_p φ and Cov_p φ at λ.
+    /// v = w/Σw of each row at λ, Σw over its group, times 1/groups: sums to 1.
+    fn shares(&self, lambda: &DVector<f64>) -> Vec<f64> {
+        let (log_w, totals) = self.log_weights(lambda);
+        let groups = totals.len() as f64;
+        log_w.iter().zip(&self.groups).map(|(log_w, &group)| (log_w - totals[group]).exp() / groups).collect()
+    }
+
+    /// E_p φ and Cov_p φ at λ; of contexts the mean over them of E_{p_c} φ and of Cov_{p_c} φ, which are gradient and Hessian
+    /// of the dual all the same.
     pub fn moments(&self, lambda: &DVector<f64>) -> Moments {
-        let (log_w, total) = self.log_weights(lambda);
-        // v = w/Σw; sums to 1.
-        let (mean, second) = self.weighted(|row| (log_w[row] - total).exp(), |v| v);
-        let covariance = second - &mean * mean.transpose();
+        let v = self.shares(lambda);
+        let (mean, second) = self.weighted(|row| v[row], |v| v);
+        let means = self.group_means(&v);
+        let between = |total: DMatrix<f64>, mean: &DVector<f64>| total + mean * mean.transpose() / means.len() as f64;
+        let covariance = second - means.iter().fold(DMatrix::zeros(self.width, self.width), between);
         Moments { mean, covariance }
     }
 
-    /// The covariance of the SNIS moments, Σ v²(φ − m)(φ − m)ᵀ/(n(n − 1)) with v of mean 1 over the n rows drawn.
+    /// Σ c φ over the rows of each group.
+    fn sums_by_group(&self, c: &[f64]) -> Vec<DVector<f64>> {
+        let groups = self.group_count();
+        if groups == 1 {
+            return vec![self.weighted(|row| c[row], |c| c).0];
+        }
+        let mut sums = vec![DVector::zeros(self.width); groups];
+        for (row, (&group, c)) in self.groups.iter().zip(c).enumerate() {
+            sums[group].iter_mut().zip(self.row(row)).for_each(|(sum, phi)| *sum += c * phi);
+        }
+        sums
+    }
+
+    /// E_{p_c} φ of each group, from shares that sum to 1 over all groups.
+    fn group_means(&self, v: &[f64]) -> Vec<DVector<f64>> {
+        let sums = self.sums_by_group(v);
+        let groups = sums.len() as f64;
+        sums.into_iter().map(|sum| sum * groups).collect()
+    }
+
+    /// Σ c over the rows of each group.
+    fn totals_by_group(&self, c: &[f64]) -> Vec<f64> {
+        if self.group_count() == 1 {
+            return vec![fold_chunks(self.rows(), |rows| c[rows].iter().sum::<f64>(), 0.0, |a, b| a + b)];
+        }
+        let mut totals = vec![0.0; self.group_count()];
+        self.groups.iter().zip(c).for_each(|(&group, c)| totals[group] += c);
+        totals
+    }
+
+    /// The covariance of the SNIS moments, Σ v²(φ − m)(φ − m)ᵀ/(n(n − 1)) with v of mean 1 over the n rows drawn, and m the
+    /// mean of the row's context.
     pub fn sampling_covariance(&self, lambda: &DVector<f64>) -> DMatrix<f64> {
-        let (log_w, total) = self.log_weights(lambda);
-        let v = |row: usize| (log_w[row] - total).exp();
-        let mean = self.weighted(v, |v| v).0;
-        let squares = fold_chunks(self.rows(), |rows| rows.map(|row| v(row).powi(2)).sum::<f64>(), 0.0, |a, b| a + b);
-        let (first, second) = self.weighted(v, |v| v * v);
-        let centred =
-            second - &first * mean.transpose() - &mean * first.transpose() + &mean * mean.transpose() * squares;
+        let v = self.shares(lambda);
+        let squares: Vec<f64> = v.iter().map(|v| v * v).collect();
+        let (_, mut centred) = self.weighted(|row| squares[row], |square| square);
+        let (firsts, totals) = (self.sums_by_group(&squares), self.totals_by_group(&squares));
+        for ((mean, first), total) in self.group_means(&v).iter().zip(&firsts).zip(totals) {
+            centred = centred - first * mean.transpose() - mean * first.transpose() + mean * mean.transpose() * total;
+        }
         // v here sums to 1 instead of n: the factor n² cancels one n of the denominator.
         let drawn = self.drawn as f64;
         centred * (drawn / (drawn - 1.0).max(1.0))
@@ -192,7 +249,8 @@ mod tests {
             phi.extend([0, 1, 2].map(|i| f64::from(k >> i & 1)));
             log_w.push(f64::from(k + 1).ln());
         }
-        Problem { drawn: 8, width: 3, phi, log_w, targets: DVector::from_row_slice(&targets) }
+        let groups = vec![0; log_w.len()];
+        Problem { drawn: 8, width: 3, phi, log_w, targets: DVector::from_row_slice(&targets), groups }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::features::FeatureTable;
 use crate::models::Sampler;
 use crate::potential::Potential;
 use crate::rng::Draw;
-use crate::tokens::Batch;
+use crate::tokens::{Batch, Contexts};
 
 /// Rows drawn from q, on the host.
 pub(super) struct Sample {
@@ -19,6 +19,8 @@ pub(super) struct Sample {
     pub log_base: Vec<f64>,
     /// log q, `[rows]`.
     pub log_q: Vec<f64>,
+    /// The number of each row's context, `[rows]`; empty where there are none.
+    pub context: Vec<u32>,
     /// Standard error that all of log q share: not 0 only where q's normaliser is itself estimated (rejection).
     pub log_q_error: f64,
 }
@@ -58,6 +60,7 @@ impl Sample {
             phi: rows.iter().flat_map(|&row| self.row(row)).copied().collect(),
             log_base: rows.iter().map(|&row| self.log_base[row]).collect(),
             log_q: rows.iter().map(|&row| self.log_q[row]).collect(),
+            context: rows.iter().filter_map(|&row| self.context.get(row)).copied().collect(),
             log_q_error: self.log_q_error,
         }
     }
@@ -69,6 +72,7 @@ pub(super) struct Source<'a, B: Backend, S: Sampler<B>> {
     backend: &'a B,
     base: &'a mut S,
     table: FeatureTable<B>,
+    contexts: Option<&'a Contexts<B>>,
     batch: usize,
     draw: Draw,
     /// Sequences drawn so far.
@@ -77,7 +81,12 @@ pub(super) struct Source<'a, B: Backend, S: Sampler<B>> {
 
 impl<'a, B: Backend, S: Sampler<B>> Source<'a, B, S> {
     pub fn new(backend: &'a B, base: &'a mut S, table: FeatureTable<B>, batch: usize, draw: Draw) -> Self {
-        Source { backend, base, table, batch, draw, drawn: 0 }
+        Source { backend, base, table, contexts: None, batch, draw, drawn: 0 }
+    }
+
+    /// The same with draws that continue contexts.
+    pub fn behind(self, contexts: Option<&'a Contexts<B>>) -> Self {
+        Source { contexts, ..self }
     }
 
     /// `rows` sequences from the base, or from the guided base; their tokens are appended to `tokens` where wanted.
@@ -90,6 +99,7 @@ impl<'a, B: Backend, S: Sampler<B>> Source<'a, B, S> {
             phi: host.zeros(rows.saturating_mul(features), "features of the fit")?,
             log_base: host.zeros(rows, "log-probs of the fit")?,
             log_q: host.zeros(rows, "log-probs of the fit")?,
+            context: host.zeros(if self.contexts.is_some() { rows } else { 0 }, "contexts of the fit")?,
             log_q_error: 0.0,
         };
         let mut done = 0;
@@ -143,6 +153,10 @@ impl<'a, B: Backend, S: Sampler<B>> Source<'a, B, S> {
         let mut log_q = backend.zeros::<f64>(count, "log q")?;
         let mut log_base = backend.zeros::<f64>(count, "log-probs of the base")?;
         let mut phi = backend.zeros::<f32>(count * features, "features")?;
+        if let Some(contexts) = self.contexts {
+            batch.begin(backend, contexts, draw)?;
+            backend.download(&batch.context, &mut sample.context[at..at + count])?;
+        }
         let (view_q, view_base) = (B::view_mut(&mut log_q, count), B::view_mut(&mut log_base, count));
         self.base.sample(draw, guide, &mut batch, view_q, view_base)?;
         self.table.evaluate(backend, &batch, B::view_mut(&mut phi, count * features))?;
@@ -158,6 +172,8 @@ fn append<B: Backend>(backend: &B, from: &Batch<B>, to: &mut Batch) -> Result<()
     let (stride, rows) = (from.space.longest as usize, to.rows..to.rows + from.rows);
     backend.download(&from.tokens, &mut to.tokens[rows.start * stride..rows.end * stride])?;
     backend.download(&from.lengths, &mut to.lengths[rows.clone()])?;
+    backend.download(&from.given, &mut to.given[rows.clone()])?;
+    backend.download(&from.context, &mut to.context[rows.clone()])?;
     to.rows = rows.end;
     Ok(())
 }

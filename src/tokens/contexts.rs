@@ -113,6 +113,11 @@ impl Contexts<Cpu> {
         Ok(Contexts { space: self.space, tokens, lengths, draws: self.draws })
     }
 
+    /// All contexts in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &[Token]> {
+        (0..self.len()).map(|number| self.context(number))
+    }
+
     /// Context `number`.
     pub fn context(&self, number: usize) -> &[Token] {
         &self.tokens[number * self.space.longest as usize..][..self.lengths[number] as usize]

@@ -1,12 +1,11 @@
 //! A final judgement of a policy, on draws that nothing was trained on.
 
-use super::judge::within_contexts;
 use super::{Draws, Source, Target};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::models::{Policy, Sampler};
 use crate::rng::Draw;
-use crate::weights::{Estimate, ImportanceWeights};
+use crate::weights::{Estimate, ImportanceWeights, within_contexts};
 
 /// Estimates of one context.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]

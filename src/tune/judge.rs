@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::models::{Policy, Sampler};
 use crate::rng::Draw;
 use crate::tokens::{Batch, Space};
-use crate::weights::{Estimate, ImportanceWeights, MIN_ESS, cross_entropy_difference};
+use crate::weights::{Estimate, ImportanceWeights, MIN_ESS, cross_entropy_difference, within_contexts};
 
 /// The most draws of one proposal that are kept to judge by, in evaluations.
 const KEPT_EVALUATIONS: usize = 8;
@@ -120,15 +120,6 @@ impl<B: Backend> Judge<B> {
         backend.download(&self.held.context, &mut context)?;
         compare(&within_contexts(&self.log_p, &context, log_z), &self.log_q, log_pi, comparison)
     }
-}
-
-/// log P less the log Ẑ of its context, so that all contexts weigh alike; −∞ where that is not known.
-pub(super) fn within_contexts(log_p: &[f64], context: &[u32], log_z: &[f64]) -> Vec<f64> {
-    let within = |(log_p, &context): (&f64, &u32)| match log_z[context as usize] {
-        f64::NEG_INFINITY => f64::NEG_INFINITY,
-        log_z => log_p - log_z,
-    };
-    log_p.iter().zip(context).map(within).collect()
 }
 
 fn compare(log_p: &[f64], log_q: &[f64], log_pi: &[f64], comparison: Comparison) -> Result<Verdict> {

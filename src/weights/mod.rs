@@ -10,6 +10,7 @@ use crate::backend::{Backend, Cpu, Memory};
 use crate::error::{Error, Result, expect_len};
 
 mod bounds;
+mod contexts;
 mod divergences;
 mod estimate;
 mod estimates;
@@ -20,6 +21,7 @@ mod reduce;
 mod statistics;
 
 pub use bounds::{LogZBounds, log_z_bounds};
+pub(crate) use contexts::{log_z_by_context, within_contexts};
 pub use estimate::Estimate;
 pub use estimates::{ImportanceWeights, MIN_ESS, cross_entropy, cross_entropy_difference};
 pub use log_mean::LogMean;

@@ -14,12 +14,12 @@ use ebm_dpg::gradient::Divergence;
 use ebm_dpg::models::{Coefficients, GpuLstm, Lstm, LstmShape, Markov, Policy, Precision, Sampler, Scorer, Weighting};
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
-use ebm_dpg::tokens::{Batch, Space, Token};
+use ebm_dpg::tokens::{Batch, Contexts, Space, Token};
 use ebm_dpg_emulator::{Emulator, Schedule};
 use oracle::{OracleLstm, assert_block_close, assert_close};
 
 mod support;
-use support::{on_every_backend, upload as upload_values};
+use support::{noise, on_every_backend, upload as upload_values};
 
 on_every_backend!(
     log_probs_agree_with_the_oracle,
@@ -33,6 +33,7 @@ on_every_backend!(
     training_follows_the_cpu,
     dropout_drops_what_the_cpu_drops,
     few_rows_of_many_have_a_gradient,
+    contexts_are_those_of_the_cpu,
     bad_rows_are_named,
 );
 
@@ -329,6 +330,47 @@ mod cases {
             let want = if weights[row] == 0.0 { f64::NAN } else { oracle.log_prob(&sequences[row]) };
             assert_close(&format!("row {row}"), &[*log_prob], &[want], 5e-6);
         }
+    }
+
+    /// Contexts of no token, of some, and of all but one: drawn behind, scored, and back-propagated through.
+    pub fn contexts_are_those_of_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
+        let (space, rows) = (Space::new(3, 6).unwrap(), 37);
+        let contexts = Contexts::new(space, &[vec![], vec![2, 0], vec![1, 0, 2, 1, 1]], 3).unwrap();
+        let (mut lstm, guide, draw) = (lstm(space, 2, 16), guide(space), Draw::new(3, Purpose::User).skip(4));
+        let mut on_gpu = lstm.to_gpu(gpu).unwrap();
+        for guide in [None, Some(&guide)] {
+            let mut want = Batch::with_capacity(&Cpu, space, rows).unwrap();
+            let mut got = Batch::with_capacity(gpu, space, rows).unwrap();
+            want.begin(&Cpu, &contexts, draw).unwrap();
+            got.begin(gpu, &contexts.upload(gpu).unwrap(), draw).unwrap();
+            let (mut want_q, mut want_model) = (vec![0.0; rows], vec![0.0; rows]);
+            let (mut got_q, mut got_model) = (gpu.zeros(rows, "log q").unwrap(), gpu.zeros(rows, "log π").unwrap());
+            lstm.sample(draw, guide, &mut want, &mut want_q, &mut want_model).unwrap();
+            let there = guide.map(|guide| guide.upload(gpu).unwrap());
+            let (q, model) = (Gpu::<L>::view_mut(&mut got_q, rows), Gpu::<L>::view_mut(&mut got_model, rows));
+            on_gpu.sample(draw, there.as_ref(), &mut got, q, model).unwrap();
+            let host = got.download(gpu).unwrap();
+            assert_eq!((&host.tokens, &host.lengths), (&want.tokens, &want.lengths));
+            assert_eq!((&host.given, &host.context), (&want.given, &want.context));
+            assert_close("log q", &read(gpu, &got_q), &want_q, 5e-6);
+            assert_close("log model", &read(gpu, &got_model), &want_model, 5e-6);
+            assert_close("scored again", &score(gpu, &mut on_gpu, &got), &read(gpu, &got_model), 1e-9);
+            let (weights, mut log_probs) = (noise(8, rows), vec![0.0; rows]);
+            lstm.gradient(&want, &Coefficients::given(&weights[..]), &mut log_probs).unwrap();
+            assert_close("log π of the gradient", &gradient(gpu, &mut on_gpu, &got, &weights, None), &log_probs, 5e-6);
+            for ((name, got), (_, _, want)) in on_gpu.gradients().unwrap().iter().zip(lstm.gradients()) {
+                let want: Vec<f64> = want.into_iter().map(f64::from).collect();
+                assert_block_close(name, got, &want, 2e-4);
+            }
+        }
+        // A context that is the whole sequence.
+        let mut bad = Batch::from_sequences(space, &sequences(space, 4)).unwrap();
+        bad.given[2] = bad.lengths[2];
+        let bad = bad.upload(gpu).unwrap();
+        let mut out = gpu.zeros(4, "log-probs").unwrap();
+        on_gpu.score(&bad, Gpu::<L>::view_mut(&mut out, 4)).unwrap();
+        let error = gpu.download(&out, &mut [0.0; 4]).unwrap_err();
+        assert!(error.to_string().contains("row 2"), "{error}");
     }
 
     pub fn bad_rows_are_named<L: Launcher>(gpu: &Gpu<L>) {

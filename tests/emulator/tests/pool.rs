@@ -5,7 +5,7 @@ use ebm_dpg::backend::{Backend, Cpu, Element, Memory};
 use ebm_dpg::gradient::Divergence;
 use ebm_dpg::models::Weighting;
 use ebm_dpg::rng::{Draw, Purpose};
-use ebm_dpg::tokens::{Batch, Space};
+use ebm_dpg::tokens::{Batch, Contexts, Space};
 use ebm_dpg::tune::{Baseline, Choice, Chosen, KlControl, Ledger, NewDraws, Pool, PoolKernel, Rejection, Unit, Worth};
 
 mod support;
@@ -19,6 +19,7 @@ on_every_backend!(
     bad_weights_are_named_and_not_kept,
     units_baselines_and_shifts_are_those_of_the_cpu,
     returns_are_those_of_the_cpu,
+    contexts_are_weighed_as_on_the_cpu,
 );
 
 fn space() -> Space {
@@ -58,6 +59,8 @@ struct Use {
     rounds: u64,
     worth: Worth,
     shifted: Option<Weighting>,
+    /// 0 where draws have none.
+    contexts: usize,
 }
 
 const PLAIN: Use = Use {
@@ -71,6 +74,7 @@ const PLAIN: Use = Use {
     rounds: 3,
     worth: Worth { unit: Unit::MeanWeight, clip: f64::INFINITY, baseline: Baseline::None },
     shifted: None,
+    contexts: 0,
 };
 
 /// What can be seen of a pool after some rounds of draws and updates.
@@ -85,6 +89,8 @@ struct Seen {
     log_q: Vec<Vec<f64>>,
     log_p: Vec<Vec<f64>>,
     shifts: Vec<f64>,
+    context: Vec<Vec<u32>>,
+    log_z: Vec<f64>,
     rates: Vec<f32>,
 }
 
@@ -100,6 +106,11 @@ fn used<B: Backend>(backend: &B, how: Use, rejection: Option<&Rejection>) -> See
     let bound = rejection.map_or(0.0, |rejection| rejection.log_bound);
     let pinned = (how.pinned > 0).then_some(&pinned);
     let mut pool = Pool::new(backend, space(), how.capacity, how.rows, bound, pinned).unwrap();
+    let contexts = Contexts::new(space(), &vec![[0]; how.contexts.max(1)], 7).unwrap();
+    let contexts_there = contexts.upload(backend).unwrap();
+    if how.contexts > 0 {
+        pool = pool.with_contexts(backend, how.contexts).unwrap();
+    }
     let mut chosen = Chosen::new(backend, space(), how.update).unwrap();
     let mut rate = backend.zeros(1, "rate").unwrap();
     backend.upload(&[0.5f32], &mut rate).unwrap();
@@ -115,11 +126,16 @@ fn used<B: Backend>(backend: &B, how: Use, rejection: Option<&Rejection>) -> See
         let (log_p, log_q) = (column(&log_p), column(&log_q));
         let (log_p, log_q) = (B::view(&log_p, rows), B::view(&log_q, rows));
         backend.weigh(&mut pool, log_p, log_q, B::view_mut(&mut log_w, rows)).unwrap();
+        let draw = Draw::new(7, Purpose::Tune).skip(round * rows as u64);
+        backend.weigh_contexts(&mut pool, &contexts_there, draw, B::view(&log_w, rows)).unwrap();
         if let Some(rejection) = rejection {
-            let draw = Draw::new(7, Purpose::Tune).skip(round * rows as u64);
             backend.accept(&mut pool, rejection, draw, B::view_mut(&mut log_w, rows)).unwrap();
         }
-        let batch = batch(rows, round as usize).upload(backend).unwrap();
+        let mut batch = batch(rows, round as usize);
+        if how.contexts > 0 {
+            (0..rows).for_each(|row| batch.context[row] = contexts.number(draw.first + row as u64) as u32);
+        }
+        let batch = batch.upload(backend).unwrap();
         let log_w = B::view(&log_w, rows);
         let draws = NewDraws { batch: &batch, log_w, log_q, all: how.all, fresh: how.fresh };
         backend.keep(&mut pool, &draws).unwrap();
@@ -137,6 +153,9 @@ fn used<B: Backend>(backend: &B, how: Use, rejection: Option<&Rejection>) -> See
             seen.ledgers.push(ledger);
             seen.tokens.push(read(backend, &chosen.batch.tokens));
             seen.lengths.push(read(backend, &chosen.batch.lengths));
+            seen.context.push(read(backend, &chosen.batch.context));
+            seen.log_z.extend(pool.contexts.iter().flat_map(|books| read::<B, f64>(backend, &books.log_z)));
+            seen.log_z.extend(pool.context_means(backend).unwrap().iter().map(|mean| mean.ess()));
             seen.weights.push(read(backend, &chosen.weights));
             seen.log_q.push(read(backend, &chosen.log_q));
             seen.log_p.push(read(backend, &chosen.log_p));
@@ -180,6 +199,9 @@ mod cases {
         assert_eq!(got.chosen, want.chosen);
         assert_eq!(got.tokens, want.tokens);
         assert_eq!(got.lengths, want.lengths);
+        assert_eq!(got.context, want.context);
+        got.log_z.iter().zip(&want.log_z).for_each(|(&got, &want)| assert_close("log Z of a context", got, want));
+        assert_eq!(got.log_z.len(), want.log_z.len());
         assert_eq!(got.log_q, want.log_q);
         assert_eq!(got.rates, want.rates);
         got.ledgers.iter().zip(&want.ledgers).for_each(|(got, want)| assert_books(got, want));
@@ -286,6 +308,29 @@ mod cases {
         }
         let worth = worth(Unit::Partition, none, Baseline::None);
         follows_the_cpu(gpu, Use { worth, shifted: Some(Weighting::Balance), ..PLAIN }, None);
+    }
+
+    /// Fewer contexts than a batch takes up; more, so that some have no draw yet; more than a block has threads.
+    pub fn contexts_are_weighed_as_on_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
+        let worth = |unit, clip, baseline| Worth { unit, clip, baseline };
+        let uses = [
+            Use { contexts: 3, worth: worth(Unit::MeanWeight, 1.5, Baseline::None), ..PLAIN },
+            Use { contexts: 30, worth: worth(Unit::Partition, f64::INFINITY, Baseline::None), ..PLAIN },
+            Use {
+                contexts: 1,
+                worth: worth(Unit::MeanWeight, f64::INFINITY, Baseline::LeaveOneOut),
+                all: true,
+                ..PLAIN
+            },
+            Use { contexts: 300, worth: worth(Unit::MeanReward, f64::INFINITY, Baseline::Mean), ..PLAIN },
+            // Rejection leaves weights of 1, which its context's Z still divides.
+            Use { contexts: 4, ..PLAIN },
+        ];
+        let rejection = Rejection { log_bound: 3.0, exact: true, seed: 4 };
+        for how in uses {
+            let seen = follows_the_cpu(gpu, how, (how.contexts == 4).then_some(&rejection));
+            assert_eq!(seen.log_z.len(), 9 * 2 * how.contexts);
+        }
     }
 
     pub fn returns_are_those_of_the_cpu<L: Launcher>(gpu: &Gpu<L>) {

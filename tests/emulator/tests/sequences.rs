@@ -4,7 +4,8 @@ use ebm_dpg::backend::gpu::{Gpu, Launcher};
 use ebm_dpg::backend::{Cpu, Memory};
 use ebm_dpg::models::Scorer;
 use ebm_dpg::potential::{Potential, Product, Reward, Role, model, reward as reward_of};
-use ebm_dpg::tokens::{Batch, Space};
+use ebm_dpg::rng::{Draw, Purpose};
+use ebm_dpg::tokens::{Batch, Contexts, Space};
 use ebm_dpg::weights::{WeightedRows, statistics, weights};
 
 mod support;
@@ -12,6 +13,7 @@ use support::{bits, bits64, download, noise, on_every_backend, upload};
 
 on_every_backend!(
     rows_move_as_on_the_cpu,
+    rows_begin_as_on_the_cpu,
     potentials_have_the_bits_of_the_cpu,
     products_of_scorers_have_the_bits_of_the_cpu,
     weights_follow_the_cpu_and_name_the_first_bad_row,
@@ -30,7 +32,11 @@ mod cases {
             tokens.push(if length + 1 == space.longest as usize && row.is_multiple_of(2) { 1 } else { space.eos });
             tokens
         };
-        Batch::from_sequences(space, &(0..rows).map(sequence).collect::<Vec<_>>()).unwrap()
+        let mut batch = Batch::from_sequences(space, &(0..rows).map(sequence).collect::<Vec<_>>()).unwrap();
+        for row in 0..rows {
+            (batch.given[row], batch.context[row]) = (row as u32 % batch.lengths[row], 3 * row as u32);
+        }
+        batch
     }
 
     fn on_device<L: Launcher>(gpu: &Gpu<L>, batch: &Batch) -> Batch<Gpu<L>> {
@@ -52,10 +58,37 @@ mod cases {
                 let at = rows.len().min(23);
                 to_host.copy_rows(&Cpu, &host, &[7], at).unwrap();
                 to_device.copy_rows(gpu, &device, &[7], at).unwrap();
-                assert_eq!(download(gpu, &to_device.lengths), to_host.lengths);
-                assert_eq!(download(gpu, &to_device.tokens), to_host.tokens);
+                assert_same_rows(gpu, &to_device, &to_host);
             }
             assert!(to_device.gather(gpu, &device, &[19]).is_err());
+        }
+    }
+
+    #[track_caller]
+    fn assert_same_rows<L: Launcher>(gpu: &Gpu<L>, device: &Batch<Gpu<L>>, host: &Batch) {
+        assert_eq!(download(gpu, &device.lengths), host.lengths);
+        assert_eq!(download(gpu, &device.tokens), host.tokens);
+        assert_eq!(
+            (download(gpu, &device.given), download(gpu, &device.context)),
+            (host.given.clone(), host.context.clone())
+        );
+    }
+
+    /// Fewer contexts than a batch takes up and more, a batch that begins within a context's turn, more rows than warps.
+    pub fn rows_begin_as_on_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
+        for (longest, count, draws, first, rows) in
+            [(3, 1, 1, 0, 1), (33, 3, 4, 6, 50), (35, 40, 2, 77, 19), (3, 2, 100, 1 << 40, 300)]
+        {
+            let space = Space::new(4, longest).unwrap();
+            let context = |number: usize| (0..number % longest as usize).map(|t| ((number + t) % 4) as u32).collect();
+            let contexts: Vec<Vec<u32>> = (0..count).map(context).collect();
+            let contexts = Contexts::new(space, &contexts, draws).unwrap();
+            let (mut host, mut device) =
+                (Batch::with_capacity(&Cpu, space, rows).unwrap(), Batch::with_capacity(gpu, space, rows).unwrap());
+            let draw = Draw::new(0, Purpose::User).skip(first);
+            host.begin(&Cpu, &contexts, draw).unwrap();
+            device.begin(gpu, &contexts.upload(gpu).unwrap(), draw).unwrap();
+            assert_same_rows(gpu, &device, &host);
         }
     }
 

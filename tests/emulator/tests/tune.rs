@@ -11,7 +11,7 @@ use ebm_dpg::fit::{Fit, FitOptions, Targets, fit};
 use ebm_dpg::models::{Likelihood, LikelihoodOptions, Lstm, LstmBackend, LstmShape, Markov, Scorer, fit_likelihood};
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
-use ebm_dpg::tokens::{Batch, Space, Token};
+use ebm_dpg::tokens::{Batch, Contexts, Space, Token};
 use ebm_dpg::tune::{
     Baseline, Checkpoint, Checkpoints, Evaluation, Method, Source, Swap, Target, TuneData, TuneOptions, Tuned,
     evaluate, tune, tune_with_checkpoints,
@@ -27,6 +27,7 @@ on_every_backend!(
     tuning_with_the_baseline_follows_the_cpu,
     tuning_on_policy_follows_the_cpu,
     distillation_follows_the_cpu,
+    tuning_with_contexts_follows_the_cpu,
     resumed_tuning_is_the_uninterrupted_one_bit_for_bit,
     fits_are_those_of_the_cpu,
     maximum_likelihood_follows_the_cpu,
@@ -48,8 +49,10 @@ mod recorded_steps_are_the_steps_bit_for_bit {
         for (method, baseline) in cases {
             let mut options = options(method, baseline);
             options.samples = 512;
-            let recorded = tuned(&gpu, &options);
-            assert_eq!(recorded, tuned(&gpu.clone().recording(false), &options), "{method:?}");
+            let recorded = tuned(&gpu, &options, None);
+            assert_eq!(recorded, tuned(&gpu.clone().recording(false), &options, None), "{method:?}");
+            let behind = tuned(&gpu, &options, Some(&contexts()));
+            assert_eq!(behind, tuned(&gpu.clone().recording(false), &options, Some(&contexts())), "{method:?}");
         }
     }
 
@@ -119,13 +122,28 @@ fn options(method: Method, baseline: Baseline) -> TuneOptions {
     options
 }
 
-/// What came of it, the judgement of the policy, and the policy.
-fn tuned<B: LstmBackend>(backend: &B, options: &TuneOptions) -> (Tuned, Evaluation, Vec<f64>) {
+/// Two contexts and none, ten draws of each in a row.
+fn contexts() -> Contexts {
+    Contexts::new(space(), &[vec![1, 0], vec![], vec![0]], 10).unwrap()
+}
+
+/// What came of it, behind contexts where there are any, the judgement of the policy, and the policy.
+fn tuned<B: LstmBackend>(
+    backend: &B,
+    options: &TuneOptions,
+    contexts: Option<&Contexts>,
+) -> (Tuned, Evaluation, Vec<f64>) {
+    let contexts = contexts.map(|contexts| contexts.upload(backend).unwrap());
     let (mut base, mut policy) = (lstm(backend, 1, 0.0), lstm(backend, 2, 0.0));
     let (table, potential) = (features().compile(backend).unwrap(), potential(backend));
     let guide = guide().upload(backend).unwrap();
-    let mut target =
-        Target { base: &mut base, features: &table, potential: &potential, guide: Some(&guide), contexts: None };
+    let mut target = Target {
+        base: &mut base,
+        features: &table,
+        potential: &potential,
+        guide: Some(&guide),
+        contexts: contexts.as_ref(),
+    };
     let tuned = tune(backend, &mut target, &mut policy, options, TuneData::default(), |_| {}).unwrap();
     let draw = Draw::new(5, Purpose::Evaluate);
     let judged = evaluate(backend, &mut target, &mut policy, Source::Guided, 300, draw).unwrap();
@@ -190,9 +208,11 @@ fn assert_estimates_close(what: &str, got: &[Estimate], want: &[Estimate], toler
 mod cases {
     use super::*;
 
-    fn follows_the_cpu<L: Launcher>(gpu: &Gpu<L>, options: &TuneOptions) {
-        let (got, got_judged, got_policy) = tuned(gpu, options);
-        let (want, want_judged, want_policy) = tuned(&Cpu, options);
+    fn follows_the_cpu<L: Launcher>(gpu: &Gpu<L>, options: &TuneOptions, contexts: Option<&Contexts>) {
+        let (got, got_judged, got_policy) = tuned(gpu, options, contexts);
+        let (want, want_judged, want_policy) = tuned(&Cpu, options, contexts);
+        assert_estimates_close("log Z of contexts", &got.contexts, &want.contexts, 1e-6);
+        assert_eq!(got.contexts.len(), contexts.map_or(0, |contexts| contexts.len()));
         assert_eq!((got.samples, got.updates, got.swaps), (want.samples, want.updates, want.swaps));
         assert_eq!((&got.warnings, got.history.len()), (&want.warnings, want.history.len()));
         for (got, want) in got.history.iter().zip(&want.history) {
@@ -216,19 +236,23 @@ mod cases {
     }
 
     pub fn tuning_follows_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
-        follows_the_cpu(gpu, &options(Method::DpgOffPolicy, Baseline::None));
+        follows_the_cpu(gpu, &options(Method::DpgOffPolicy, Baseline::None), None);
     }
 
     pub fn tuning_with_the_baseline_follows_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
-        follows_the_cpu(gpu, &options(Method::DpgOffPolicy, Baseline::Mean));
+        follows_the_cpu(gpu, &options(Method::DpgOffPolicy, Baseline::Mean), None);
     }
 
     pub fn tuning_on_policy_follows_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
-        follows_the_cpu(gpu, &options(Method::DpgOnPolicy, Baseline::None));
+        follows_the_cpu(gpu, &options(Method::DpgOnPolicy, Baseline::None), None);
     }
 
     pub fn distillation_follows_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
-        follows_the_cpu(gpu, &options(Method::Distill, Baseline::None));
+        follows_the_cpu(gpu, &options(Method::Distill, Baseline::None), None);
+    }
+
+    pub fn tuning_with_contexts_follows_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
+        follows_the_cpu(gpu, &options(Method::DpgOffPolicy, Baseline::Mean), Some(&contexts()));
     }
 
     /// From the checkpoint before q ← π and from the one after it.
