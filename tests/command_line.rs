@@ -444,6 +444,30 @@ fn resuming_a_finished_run_changes_nothing_and_other_options_are_refused() {
 }
 
 #[test]
+fn beginnings_are_continued_and_reported() {
+    let room = tempfile::tempdir().expect("a temporary directory");
+    let (lines, beginnings, out) = (room.path().join("lines"), room.path().join("beginnings"), room.path().join("out"));
+    fs::write(&lines, "sing\nring\nrest\nreel\n".repeat(20)).expect("a file");
+    fs::write(&beginnings, "re\ns\n").expect("a file");
+    let file = beginnings.display();
+    let words = tiny(&format!("--want ing=.5 --contexts {file} {}", lines.display()));
+    finished("text", &words, &out);
+    let report: serde_json::Value =
+        serde_json::from_slice(&fs::read(out.join("report.json")).expect("a report")).expect("JSON");
+    let contexts = report["contexts"].as_array().expect("a table");
+    assert_eq!(contexts.iter().map(|context| &context["text"]).collect::<Vec<_>>(), ["re", "s"]);
+    assert!(contexts.iter().all(|context| context["log_z"]["standard_error"].as_f64() > Some(0.0)));
+    let said = |text: &str, more: &str, status: i32| {
+        fs::write(&beginnings, text).expect("a file");
+        let words = tiny(&format!("--want ing=.5 --contexts {file} {more} {}", lines.display()));
+        refused("text", &words.iter().map(String::as_str).collect::<Vec<_>>(), status)
+    };
+    assert!(said("re\nz\n", "", 1).contains("line 2"));
+    assert!(said("singsing\n", "", 1).contains("context 0: expected at most 6 tokens"));
+    assert!(said("re\n", "--fit sgd", 2).contains("--contexts: expected --fit newton"));
+}
+
+#[test]
 fn lines_that_changed_are_not_resumed() {
     let room = tempfile::tempdir().expect("a temporary directory");
     let (lines, out) = (room.path().join("lines"), room.path().join("out"));
