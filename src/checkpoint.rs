@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors, TensorInfo};
 
 use crate::backend::Element;
 use crate::error::{Error, Result};
@@ -22,11 +22,16 @@ const FORMAT: u32 = 1;
 /// # Errors
 /// [`Error::File`]; the temporary file is removed then.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_parts(path, &[bytes])
+}
+
+/// [`write_atomically`] of parts that are not copied together before.
+fn write_parts(path: &Path, parts: &[&[u8]]) -> Result<()> {
     let mut name = path.file_name().ok_or_else(|| Error::file(path, "expected a file name"))?.to_os_string();
     name.push(format!("{LEFTOVER}{}", std::process::id()));
     let temporary = path.with_file_name(name);
     let written = std::fs::File::create(&temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|mut file| parts.iter().try_for_each(|part| file.write_all(part)).and_then(|()| file.sync_all()))
         .and_then(|()| std::fs::rename(&temporary, path))
         .and_then(|()| sync_directory(path));
     written.map_err(|error| {
@@ -115,55 +120,38 @@ pub fn digest(before: u64, bytes: &[u8]) -> u64 {
     mix(mix(state, u64::from_le_bytes(last)), bytes.len() as u64)
 }
 
-/// Where the digest of the tensors is put once they are laid out.
-const NO_DIGEST: &str = "\"0000000000000000\"";
-
-/// Writes tensors and a JSON object of metadata: the same bytes for the same content. A digest of the tensors tells a
-/// reader of damage.
-pub(crate) fn save(path: &Path, metadata: &serde_json::Value, tensors: Vec<Tensor<'_>>) -> Result<()> {
-    write_atomically(path, &encode(metadata, tensors).map_err(|error| Error::file(path, error))?)
-}
-
-fn encode(
-    metadata: &serde_json::Value,
-    tensors: Vec<Tensor<'_>>,
-) -> std::result::Result<Vec<u8>, safetensors::SafeTensorError> {
-    let plain = [("format", FORMAT.to_string()), ("digest", NO_DIGEST.to_string())];
-    let mut header = HashMap::from(plain.map(|(key, value)| (key.to_string(), value)));
-    for (key, value) in metadata.as_object().into_iter().flatten() {
-        header.insert(key.clone(), value.to_string());
-    }
-    let views: std::result::Result<Vec<_>, _> = tensors
-        .into_iter()
-        .map(|Tensor { name, shape, kind, bytes }| TensorView::new(kind, shape, bytes).map(|view| (name, view)))
-        .collect();
-    let mut bytes = safetensors::serialize(views?, Some(header))?;
-    finish_header(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// The header of a safetensors file.
-#[derive(serde::Serialize, serde::Deserialize)]
+/// The header of a safetensors file, its names sorted: the same bytes for the same content.
+#[derive(serde::Serialize)]
 struct Header {
     #[serde(rename = "__metadata__")]
     metadata: BTreeMap<String, String>,
     #[serde(flatten)]
-    tensors: BTreeMap<String, serde_json::Value>,
+    tensors: BTreeMap<String, TensorInfo>,
 }
 
-/// Puts the digest into the header, and sorts its names, which come out of a hash map with an order of their own each
-/// time.
-fn finish_header(file: &mut [u8]) -> serde_json::Result<()> {
-    let Some((length, rest)) = file.split_first_chunk_mut::<8>() else { return Ok(()) };
-    let (text, data) = rest.split_at_mut(u64::from_le_bytes(*length) as usize);
-    let mut header: Header = serde_json::from_slice(text)?;
-    header.metadata.insert("digest".into(), format!("\"{:016x}\"", digest(0, data)));
-    let finished = serde_json::to_vec(&header)?;
-    // As long as before, in another order; behind it spaces, as before.
-    debug_assert!(finished.len() <= text.len());
-    text.fill(b' ');
-    text[..finished.len()].copy_from_slice(&finished);
-    Ok(())
+/// Writes tensors and a JSON object of metadata. A digest of the tensors tells a reader of damage.
+pub(crate) fn save(path: &Path, metadata: &serde_json::Value, mut tensors: Vec<Tensor<'_>>) -> Result<()> {
+    // The widest first, so that each is aligned.
+    tensors.sort_by(|a, b| b.kind.bitsize().cmp(&a.kind.bitsize()).then(a.name.cmp(&b.name)));
+    let whole = tensors.iter().fold(0, |before, tensor| digest(before, tensor.bytes));
+    let plain = [("format", FORMAT.to_string()), ("digest", format!("\"{whole:016x}\""))];
+    let mut header =
+        Header { metadata: plain.map(|(key, value)| (key.to_string(), value)).into(), tensors: BTreeMap::new() };
+    for (key, value) in metadata.as_object().into_iter().flatten() {
+        header.metadata.insert(key.clone(), value.to_string());
+    }
+    let mut end = 0;
+    for tensor in &tensors {
+        let data_offsets = (end, end + tensor.bytes.len());
+        let info = TensorInfo { dtype: tensor.kind, shape: tensor.shape.clone(), data_offsets };
+        header.tensors.insert(tensor.name.clone(), info);
+        end = data_offsets.1;
+    }
+    let mut text = serde_json::to_vec(&header).map_err(|error| Error::file(path, error))?;
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let length = (text.len() as u64).to_le_bytes();
+    let parts: Vec<&[u8]> = [&length[..], &text].into_iter().chain(tensors.iter().map(|tensor| tensor.bytes)).collect();
+    write_parts(path, &parts)
 }
 
 /// A safetensors file in memory.
@@ -193,8 +181,11 @@ pub(crate) fn load(path: &Path) -> Result<Saved> {
     }
     // Files of the first versions have none.
     if saved.metadata.contains_key("digest") {
-        let (expected, got) =
-            (saved.field::<String>("digest")?, format!("{:016x}", digest(0, &saved.bytes[8 + header_len..])));
+        let data = &saved.bytes[8 + header_len..];
+        let mut places: Vec<_> = header.tensors().values().map(|info| info.data_offsets).collect();
+        places.sort_unstable();
+        let whole = places.into_iter().fold(0, |before, (begin, end)| digest(before, &data[begin..end]));
+        let (expected, got): (String, _) = (saved.field("digest")?, format!("{whole:016x}"));
         if expected != got {
             return Err(Error::file(path, format!("damaged: expected tensors of digest {expected}, got {got}")));
         }

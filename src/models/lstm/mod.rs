@@ -397,7 +397,7 @@ impl Policy<Cpu> for Lstm {
     fn state(&self, optimizer: bool) -> Result<PolicyState> {
         let tensors = self.network.layout.tensors();
         let named = |flat: &[f32]| -> Vec<(String, Vec<f32>)> {
-            tensors.iter().map(|(name, _, at)| (name.clone(), at.iter().map(|&at| flat[at]).collect())).collect()
+            tensors.par_iter().map(|(name, _, at)| (name.clone(), at.iter().map(|&at| flat[at]).collect())).collect()
         };
         let AdamState { first, second, steps, norms } = &self.adam;
         let optimizer = optimizer.then(|| OptimizerState {
