@@ -1,0 +1,87 @@
+//! Sub-trajectory balance on the CPU.
+
+use super::{EndedPrefixes, SubTrajectoryKernel};
+use crate::backend::Cpu;
+use crate::error::{Error, Result};
+use crate::rng::Draw;
+use crate::tokens::{Batch, Token};
+use crate::tune::{Chosen, Pool};
+
+impl SubTrajectoryKernel for Cpu {
+    fn end_prefixes(
+        &self,
+        pool: &Pool<Cpu>,
+        chosen: &Chosen<Cpu>,
+        ended: &mut EndedPrefixes<Cpu>,
+        draw: Draw,
+    ) -> Result<()> {
+        let (count, picks, prefixes) = (pool.ledger[0].chosen as usize, pool.ledger[0].picks, ended.prefixes);
+        for at in 0..chosen.rows() {
+            let content = chosen.batch.content(at);
+            let candidates = if at < count { content.len() as u32 + 1 } else { 0 };
+            let held = prefixes.min(candidates as usize);
+            let positions = &mut ended.positions[at * prefixes..][..prefixes];
+            positions[held..].fill(0);
+            draw_positions(&mut positions[..held], candidates, draw, picks - count as u64 + at as u64);
+            for (k, &position) in positions.iter().enumerate() {
+                end(&mut ended.batch, at * prefixes + k, &content[..position as usize]);
+            }
+            ended.candidates[at] = candidates;
+        }
+        Ok(())
+    }
+
+    fn balance_prefixes(
+        &self,
+        pool: &mut Pool<Cpu>,
+        ended: &mut EndedPrefixes<Cpu>,
+        log_p: &[f64],
+        log_pi: &[f64],
+    ) -> Result<()> {
+        let (ledger, longest, prefixes) = (&mut pool.ledger[0], ended.batch.space.longest, ended.prefixes);
+        let log_weight = |row: usize| log_p[row] - log_pi[row];
+        let held = |at: usize| at * prefixes..at * prefixes + prefixes.min(ended.candidates[at] as usize);
+        let used = || (0..ended.candidates.len()).flat_map(held);
+        if let Some(row) = used().find(|&row| !log_weight(row).is_finite()) {
+            let got = format!("log P {}, log π {}", log_p[row], log_pi[row]);
+            return Err(Error::argument(format!("ended prefix in row {row}"), "P and π above 0 and finite", got));
+        }
+        ledger.loss -= used().map(|row| log_pi[row]).sum::<f64>();
+        ledger.loss_weight += used().count() as f64 * f64::from(longest);
+        let scale = 1.0 / (ledger.chosen as f32 * longest as f32);
+        ended.weights.fill(0.0);
+        for (at, &candidates) in ended.candidates.iter().enumerate() {
+            for row in held(at) {
+                let term = |other: usize| {
+                    let length = ended.positions[row].abs_diff(ended.positions[other]);
+                    ended.powers[length as usize] * (log_weight(row) - log_weight(other))
+                };
+                let sum = held(at).map(term).sum::<f64>() * ended.shares[candidates as usize];
+                ended.weights[row] = sum as f32 * scale;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Fills `positions` with numbers below `candidates`, of which there are no fewer, without repetition and all sets alike
+/// (Floyd's algorithm: Bentley & Floyd 1987, "A sample of brilliance").
+fn draw_positions(positions: &mut [u32], candidates: u32, draw: Draw, index: u64) {
+    let count = positions.len() as u32;
+    for k in 0..count {
+        let (last, word) = (candidates - count + k, draw.words(index, k, 0)[0]);
+        let picked = ((u64::from(word) * (u64::from(last) + 1)) >> 32) as u32;
+        let taken = positions[..k as usize].contains(&picked);
+        positions[k as usize] = if taken { last } else { picked };
+    }
+}
+
+/// Row `row` becomes `prefix` with its EOS, but for one that is cut at the longest length.
+fn end(batch: &mut Batch, row: usize, prefix: &[Token]) {
+    let (length, longest, eos) = (prefix.len(), batch.space.longest as usize, batch.space.eos);
+    batch.set(row, prefix);
+    if length < longest {
+        batch.tokens[row * longest + length] = eos;
+        batch.lengths[row] += 1;
+    }
+}
