@@ -1,13 +1,10 @@
 //! Sub-trajectory balance on a GPU: which prefixes are drawn, what they become, with what coefficients, as on the CPU.
 
 use ebm_dpg::backend::gpu::{Gpu, Launcher};
-use ebm_dpg::backend::{Backend, Cpu, Element, Memory};
+use ebm_dpg::backend::{Backend, Cpu, Element};
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space, Token};
-use ebm_dpg::tune::{
-    Baseline, Choice, Chosen, EndedPrefixes, Ledger, NewDraws, Pool, PoolKernel, SubTrajectories, SubTrajectoryKernel,
-    Unit, Worth,
-};
+use ebm_dpg::tune::{Baseline, Choice, Chosen, EndedPrefixes, Ledger, NewDraws, Pool, SubTrajectories, Unit, Worth};
 
 mod support;
 use support::{bits, noise, on_every_backend};
@@ -193,7 +190,7 @@ mod cases {
             backend.upload(&[3, 5, 2, 0], &mut ended.candidates).unwrap();
             backend.upload(&[2, 1, 0, 4, 0, 2, 1, 0, 0, 0, 0, 0], &mut ended.positions).unwrap();
             backend.upload(&[7.0f32; 12], &mut ended.weights).unwrap();
-            let mut log_p = vec![-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0, -8.0, bad, bad, bad, bad];
+            let mut log_p = vec![-1.0, -2.5, -3.0, -4.0, -5.7, -6.0, -7.0, -8.5, bad, bad, bad, bad];
             let mut balance = |log_p: &[f64]| {
                 let (log_p, log_pi) = (column(backend, log_p), column(backend, &[-2.0; 12]));
                 let (log_p, log_pi) = (B::view(&log_p, 12), B::view(&log_pi, 12));
