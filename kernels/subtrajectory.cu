@@ -1,20 +1,22 @@
 // subtrajectory.cu -- sub-trajectory balance: prefixes of the sequences of an update are ended, and held against each other.
 //
 // src/tune/subtrajectory/mod.rs has the mathematics. A sequence has a group of `prefixes` rows, of which the first
-// min(prefixes, candidates) are in use; its candidates are its ended prefixes, itself the longest.
+// min(prefixes, candidates) are in use; its candidates are its ended prefixes that hold its context, itself the longest.
 #include "common/philox.cuh"
 #include "common/reduce.cuh"
+#include "common/rows.cuh"
 #include "common/status.cuh"
 
 constexpr int kBlock = 1024;
 
-// Draws numbers below `candidates` without repetition, all sets alike (Floyd), to at[0 .. count), count <= candidates. All
-// lanes of the warp.
-DEV_FN void draw_positions(uint32_t* at, uint32_t count, uint32_t candidates, uint64_t seed, uint64_t index, uint32_t purpose) {
+// Draws `count` of the numbers begin .. end without repetition, all sets alike (Floyd), to at[0 .. count). All lanes of the
+// warp.
+DEV_FN void draw_positions(uint32_t* at, uint32_t count, uint32_t begin, uint32_t end, uint64_t seed, uint64_t index,
+                           uint32_t purpose) {
   const uint32_t lane = threadIdx.x % 32;
   for (uint32_t k = 0; k < count; k++) {
-    const uint32_t last = candidates - count + k;
-    const uint32_t picked = uint32_t(uint64_t(philox(seed, index, k, purpose).x) * (uint64_t(last) + 1) >> 32);
+    const uint32_t last = end - count + k;
+    const uint32_t picked = begin + uint32_t(uint64_t(philox(seed, index, k, purpose).x) * (last - begin + 1) >> 32);
     bool taken = false;
     for (uint32_t j = lane; j < k; j += 32) taken |= at[j] == picked;
     taken = __any_sync(~0u, taken);
@@ -27,25 +29,27 @@ DEV_FN void draw_positions(uint32_t* at, uint32_t count, uint32_t candidates, ui
 // `*picks`: candidates[sequences], positions[sequences * prefixes], and the prefixes themselves; an EOS where a row is not
 // in use. A warp per sequence, any grid.
 extern "C" __global__ void __launch_bounds__(256)
-end_prefixes(const uint32_t* tokens, const uint32_t* lengths, uint64_t sequences, uint32_t prefixes, uint32_t longest,
-             uint32_t eos, uint32_t pad, uint64_t seed, uint32_t purpose, const uint64_t* picks, const uint64_t* chosen,
-             uint32_t* candidates, uint32_t* positions, uint32_t* to_tokens, uint32_t* to_lengths) {
+end_prefixes(const Rows from, uint64_t sequences, uint32_t prefixes, uint32_t longest, uint32_t eos, uint32_t pad,
+             uint64_t seed, uint32_t purpose, const uint64_t* picks, const uint64_t* chosen, uint32_t* candidates,
+             uint32_t* positions, const Rows to) {
   const uint64_t warps = uint64_t(gridDim.x) * (blockDim.x / 32), used = *chosen, before = *picks - used;
   const uint32_t lane = threadIdx.x % 32;
   for (uint64_t s = uint64_t(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32; s < sequences; s += warps) {
-    const uint32_t *source = tokens + s * longest, length = lengths[s];
+    const uint32_t *source = from.tokens + s * longest, length = from.lengths[s], given = from.given[s];
     const uint32_t content = length - (source[length - 1] == eos);
-    const uint32_t of = s < used ? content + 1 : 0, held = min(of, prefixes);
+    const uint32_t of = s < used ? content - given + 1 : 0, held = min(of, prefixes);
     uint32_t* at = positions + s * prefixes;
-    draw_positions(at, held, of, seed, before + s, purpose);
+    draw_positions(at, held, given, content + 1, seed, before + s, purpose);
     for (uint32_t k = 0; k < prefixes; k++) {
       const uint32_t position = k < held ? at[k] : 0;
       const uint64_t row = s * prefixes + k;
       // A sequence that was cut has `longest` tokens and no EOS.
       for (uint32_t t = lane; t < longest; t += 32)
-        to_tokens[row * longest + t] = t < position ? source[t] : t == position ? eos : pad;
-      if (lane == 0) to_lengths[row] = min(position + 1, longest);
-      if (lane == 0 && k >= held) at[k] = 0;
+        to.tokens[row * longest + t] = t < position ? source[t] : t == position ? eos : pad;
+      if (lane != 0) continue;
+      to.lengths[row] = min(position + 1, longest);
+      to.given[row] = k < held ? given : 0, to.context[row] = k < held ? from.context[s] : 0;
+      if (k >= held) at[k] = 0;
     }
     if (lane == 0) candidates[s] = of;
   }

@@ -643,7 +643,7 @@ fn a_base_that_cannot_end_a_prefix_is_refused_by_its_row_and_the_policy_stays() 
     let world = world(false);
     let mut base = Markov::noise(space(), 4).unwrap();
     let (features, potential) = (&world.features, &world.potential);
-    let mut target = Target { base: &mut base, features, potential, guide: None };
+    let mut target = Target { base: &mut base, features, potential, guide: None, contexts: None };
     let mut options = options(Method::SubTrajectoryBalance(SubTrajectories::default()), Source::Base, Baseline::None);
     options.batch = 3;
     let (before, mut policy) = (table(&world, 2), table(&world, 2));

@@ -1,5 +1,7 @@
 //! Sub-trajectory balance on the CPU.
 
+use std::ops::Range;
+
 use super::{EndedPrefixes, SubTrajectoryKernel};
 use crate::backend::Cpu;
 use crate::error::{Error, Result};
@@ -17,16 +19,20 @@ impl SubTrajectoryKernel for Cpu {
     ) -> Result<()> {
         let (count, picks, prefixes) = (pool.ledger[0].chosen as usize, pool.ledger[0].picks, ended.prefixes);
         for at in 0..chosen.rows() {
-            let content = chosen.batch.content(at);
-            let candidates = if at < count { content.len() as u32 + 1 } else { 0 };
-            let held = prefixes.min(candidates as usize);
+            let (content, given) = (chosen.batch.content(at), chosen.batch.given[at]);
+            let all = given..if at < count { content.len() as u32 + 1 } else { given };
+            let held = prefixes.min(all.len());
             let positions = &mut ended.positions[at * prefixes..][..prefixes];
-            positions[held..].fill(0);
-            draw_positions(&mut positions[..held], candidates, draw, picks - count as u64 + at as u64);
+            positions.fill(0);
+            draw_positions(&mut positions[..held], all.clone(), draw, picks - count as u64 + at as u64);
             for (k, &position) in positions.iter().enumerate() {
-                end(&mut ended.batch, at * prefixes + k, &content[..position as usize]);
+                let row = at * prefixes + k;
+                end(&mut ended.batch, row, &content[..position as usize]);
+                if k < held {
+                    (ended.batch.given[row], ended.batch.context[row]) = (given, chosen.batch.context[at]);
+                }
             }
-            ended.candidates[at] = candidates;
+            ended.candidates[at] = all.len() as u32;
         }
         Ok(())
     }
@@ -64,13 +70,13 @@ impl SubTrajectoryKernel for Cpu {
     }
 }
 
-/// Fills `positions` with numbers below `candidates`, of which there are no fewer, without repetition and all sets alike
-/// (Floyd's algorithm: Bentley & Floyd 1987, "A sample of brilliance").
-fn draw_positions(positions: &mut [u32], candidates: u32, draw: Draw, index: u64) {
+/// Fills `positions` with numbers of `all`, of which there are no fewer, without repetition and all sets alike (Floyd's
+/// algorithm: Bentley & Floyd 1987, "A sample of brilliance").
+fn draw_positions(positions: &mut [u32], all: Range<u32>, draw: Draw, index: u64) {
     let count = positions.len() as u32;
     for k in 0..count {
-        let (last, word) = (candidates - count + k, draw.words(index, k, 0)[0]);
-        let picked = ((u64::from(word) * (u64::from(last) + 1)) >> 32) as u32;
+        let (last, word) = (all.end - count + k, draw.words(index, k, 0)[0]);
+        let picked = all.start + ((u64::from(word) * u64::from(last - all.start + 1)) >> 32) as u32;
         let taken = positions[..k as usize].contains(&picked);
         positions[k as usize] = if taken { last } else { picked };
     }

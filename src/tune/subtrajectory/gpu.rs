@@ -6,6 +6,7 @@ use super::{EndedPrefixes, SubTrajectoryKernel};
 use crate::backend::gpu::{Argument, Gpu, GpuView, Grid, Kernel, Launcher, arguments};
 use crate::error::Result;
 use crate::rng::Draw;
+use crate::tokens::RowsArgument;
 use crate::tune::{Chosen, Ledger, Pool};
 
 impl<L: Launcher> SubTrajectoryKernel for Gpu<L> {
@@ -17,12 +18,12 @@ impl<L: Launcher> SubTrajectoryKernel for Gpu<L> {
         draw: Draw,
     ) -> Result<()> {
         let (sequences, space) = (chosen.rows(), chosen.batch.space);
-        // end_prefixes(const uint32_t* tokens, const uint32_t* lengths, uint64_t sequences, uint32_t prefixes,
-        //   uint32_t longest, uint32_t eos, uint32_t pad, uint64_t seed, uint32_t purpose, const uint64_t* picks,
-        //   const uint64_t* chosen, uint32_t* candidates, uint32_t* positions, uint32_t* to_tokens, uint32_t* to_lengths)
+        let (from, to) = (RowsArgument::of(&chosen.batch), RowsArgument::of(&ended.batch));
+        // end_prefixes(Rows from, uint64_t sequences, uint32_t prefixes, uint32_t longest, uint32_t eos, uint32_t pad,
+        //   uint64_t seed, uint32_t purpose, const uint64_t* picks, const uint64_t* chosen, uint32_t* candidates,
+        //   uint32_t* positions, Rows to)
         let arguments = arguments![
-            &chosen.batch.tokens,
-            &chosen.batch.lengths,
+            from.argument(),
             sequences as u64,
             ended.prefixes as u32,
             space.longest,
@@ -34,8 +35,7 @@ impl<L: Launcher> SubTrajectoryKernel for Gpu<L> {
             field(pool, offset_of!(Ledger, chosen)),
             &ended.candidates,
             &ended.positions,
-            &ended.batch.tokens,
-            &ended.batch.lengths,
+            to.argument(),
         ];
         // SAFETY: `chosen` has `sequences` rows of sequences of its space, `ended`, which is borrowed alone, room for
         // `prefixes` rows of the same space and as many positions for each of them.

@@ -13,7 +13,8 @@
 //! L(x) = ½ Σ_{i<j} λ^{j−i} (A_i − A_j)² / S_M, S_M = Σ_{i<j} λ^{j−i}, so −∇L = Σ_i a_i ∇log π(s_i⊤) with
 //! a_i = Σ_j λ^{|i−j|} (A_i − A_j) / S_M:
 //!
-//! the weighted gradient of ordinary sequences. Z is in all A alike and cancels.
+//! the weighted gradient of ordinary sequences. Z is in all A alike and cancels; behind a context that is the context's own
+//! Z, and the prefixes are those that hold the context.
 //!
 //! **Estimator.** Of the M ended prefixes K' = min(K, M) are drawn, all sets alike. A pair is among them with probability
 //! K'(K' − 1) / (M(M − 1)) and counts by the inverse of that (Horvitz & Thompson 1952), so that the expectation over the
@@ -92,10 +93,10 @@ pub struct EndedPrefixes<B: Memory> {
     pub batch: Batch<B>,
     /// K.
     pub prefixes: usize,
-    /// M: how many ended prefixes each sequence has, `[sequences]`; 0 where none was chosen. Of its rows the first
+    /// M: how many ended prefixes hold the context of each sequence, `[sequences]`; 0 where none was chosen. Of its rows the first
     /// min(K, M) are in use.
     pub candidates: B::Buffer<u32>,
-    /// t of each row in use: how many tokens stand before the end, `[sequences · K]`.
+    /// t of each row in use: how many tokens stand before the end, the context's too, `[sequences · K]`.
     pub positions: B::Buffer<u32>,
     /// The coefficient of each row, `[sequences · K]`; 0 where it is not in use.
     pub weights: B::Buffer<f32>,

@@ -31,7 +31,13 @@ fn batch(space: Space, rows: usize, seed: usize) -> Batch {
         }
         sequence
     };
-    Batch::from_sequences(space, &(0..rows).map(sequence).collect::<Vec<_>>()).unwrap()
+    let mut batch = Batch::with_capacity(&Cpu, space, rows).unwrap();
+    for row in 0..rows {
+        // A context of up to two tokens, one token at least behind it.
+        let sequence = sequence(row);
+        batch.push_given(&sequence, (row % 3).min(sequence.len() - 1), row as u32).unwrap();
+    }
+    batch
 }
 
 fn read<B: Backend, T: Element>(backend: &B, buffer: &B::Buffer<T>) -> Vec<T> {
@@ -66,9 +72,10 @@ struct Seen {
     positions: Vec<u32>,
     tokens: Vec<u32>,
     lengths: Vec<u32>,
+    contexts: Vec<u32>,
     weights: Vec<f32>,
     losses: Vec<f64>,
-    sequences: Vec<u32>,
+    given: Vec<u32>,
 }
 
 /// Updates on sequences of a pool; log P and log π are noise.
@@ -99,7 +106,9 @@ fn used<B: Backend>(backend: &B, of: Use) -> Seen {
         seen.tokens.extend(read(backend, &ended.batch.tokens));
         seen.lengths.extend(read(backend, &ended.batch.lengths));
         seen.weights.extend(read(backend, &ended.weights));
-        seen.sequences.extend(read(backend, &chosen.batch.lengths));
+        seen.contexts.extend(read(backend, &ended.batch.context));
+        seen.contexts.extend(read(backend, &ended.batch.given));
+        seen.given.extend(read(backend, &chosen.batch.given));
         let Ledger { loss, loss_weight, .. } = pool.ledger(backend).unwrap();
         seen.losses.extend([loss, loss_weight]);
     }
@@ -115,6 +124,7 @@ mod cases {
         assert_eq!(got.positions, want.positions);
         assert_eq!(got.tokens, want.tokens);
         assert_eq!(got.lengths, want.lengths);
+        assert_eq!(got.contexts, want.contexts);
         // No product is fused with a sum, on a GPU neither.
         assert_eq!(bits(&got.weights), bits(&want.weights));
         for (got, want) in got.losses.iter().zip(&want.losses) {
@@ -126,12 +136,12 @@ mod cases {
     pub fn prefixes_and_coefficients_are_those_of_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
         let seen = follows_the_cpu(gpu, SMALL);
         for (at, group) in seen.positions.chunks(3).enumerate() {
-            let (of, longest) = (seen.candidates[at], SMALL.longest);
+            let (of, longest, given) = (seen.candidates[at], SMALL.longest, seen.given[at]);
             let held = 3.min(of as usize);
             let mut set: Vec<u32> = group[..held].to_vec();
             set.sort_unstable();
             set.dedup();
-            assert!(set.len() == held && set.iter().all(|&t| t < of), "{group:?} of {of}");
+            assert!(set.len() == held && set.iter().all(|t| (given..given + of).contains(t)), "{group:?} of {of}");
             let lengths = &seen.lengths[at * 3..][..3];
             assert!(group.iter().zip(lengths).all(|(t, &length)| length == (t + 1).min(longest)), "{group:?}");
             let weights = &seen.weights[at * 3..][..3];
