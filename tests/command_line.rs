@@ -108,12 +108,6 @@ fn options_and_values_that_do_not_exist() {
         &["--divergence", "alpha:nan"],
         &["--clip-weights", "0"],
         &["--beta", "0.5"],
-        &["--sub-lambda", "0.5"],
-        &["--sub-prefixes", "3"],
-        &["--method", "sub-balance", "--sub-lambda", "0"],
-        &["--method", "sub-balance", "--sub-lambda", "nan"],
-        &["--method", "sub-balance", "--sub-prefixes", "1"],
-        &["--method", "sub-balance", "--baseline=leave-one-out"],
         &["--baseline=leave-one-out"],
         &["--method", "reinforce", "--divergence", "js"],
         &["--method", "kl-control", "--clip-weights", "2"],
@@ -121,6 +115,16 @@ fn options_and_values_that_do_not_exist() {
     ];
     for words in cases {
         refused("motif", words, 2);
+    }
+    for (words, what) in [
+        (&["--sub-lambda", "0.5"][..], "--sub-lambda: expected --method sub-balance, got --method dpg-off"),
+        (&["--sub-prefixes", "3"], "--sub-prefixes: expected --method sub-balance, got --method dpg-off"),
+        (&["--method", "sub-balance", "--sub-lambda", "0"], "--sub-lambda: expected a positive"),
+        (&["--method", "sub-balance", "--sub-prefixes", "1"], "prefixes of sub-trajectory balance: expected 2 or more"),
+        (&["--method", "sub-balance", "--baseline=leave-one-out"], "leave-one-out baseline"),
+    ] {
+        let line = refused("motif", words, 2);
+        assert!(line.contains(what), "{line}");
     }
     for value in ["maybe", "every", "every:", "every:0", "every:-1", "every:x", "KL"] {
         refused("motif", &["--swap", value], 2);

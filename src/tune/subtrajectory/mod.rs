@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn the_tables_are_what_the_sums_say() {
-        for (lambda, prefixes) in [(1.0, 2), (0.3, 3), (1.7, 2), (1e-300, 5), (0.9, 100)] {
+        for (lambda, prefixes) in [(1.0, 2), (0.3, 3), (1.7, 2), (1e-40, 5), (0.9, 100)] {
             let (powers, shares) = SubTrajectories { lambda, prefixes }.tables(6).unwrap();
             assert_eq!((powers[0], shares[0], shares[1]), (0.0, 0.0, 0.0), "no pair");
             for m in 2..=7usize {
