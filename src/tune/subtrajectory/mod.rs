@@ -1,6 +1,6 @@
 //! Sub-trajectory balance: what the policy says of the pieces of a sequence, held against each other.
 //!
-//! Every prefix s_t = x_{<t} may be ended, so the flow through it is known, and none has to be learnt:
+//! Every prefix s_t = x_0 … x_{t−1} may be ended, so the flow through it is known, and none has to be learnt:
 //! F(s_t) = P(s_t⊤) / π(⊤|s_t) (modified sub-trajectory balance: Deleu et al. 2022, "Bayesian structure learning with
 //! generative flow networks"; Hu et al. 2024, "Amortizing intractable inference in large language models"). A sequence cut
 //! at the longest length is an end of its own, of flow P(x). The balance of the piece from s_i to s_j is
