@@ -28,6 +28,8 @@ pub enum Purpose {
     User = 9,
     /// Which of the weighted samples live on.
     Resample = 10,
+    /// Where sequences are ended to be held against themselves.
+    Prefix = 11,
 }
 
 /// Where a batch of sequences takes its uniforms from: sequence `i` of the batch uses the counter

@@ -9,7 +9,7 @@ use ebm_dpg::features::{Feature, FeatureSet};
 use ebm_dpg::models::{Lstm, LstmShape, Markov};
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::tokens::{Batch, Space};
-use ebm_dpg::tune::{Baseline, KlControl, Method, Source, Swap, Target, TuneData, TuneOptions, tune};
+use ebm_dpg::tune::{Baseline, KlControl, Method, Source, SubTrajectories, Swap, Target, TuneData, TuneOptions, tune};
 
 #[path = "../benches/workload/mod.rs"]
 mod workload;
@@ -89,6 +89,7 @@ fn the_steps_of_tuning_allocate_nothing() {
         (Method::Distill, Source::Guided, Baseline::None),
         (Method::Reinforce, Source::Base, Baseline::Mean),
         (Method::TrajectoryBalance, Source::Guided, Baseline::None),
+        (Method::SubTrajectoryBalance(SubTrajectories::default()), Source::Guided, Baseline::None),
         (Method::KlControl(KlControl::default()), Source::Base, Baseline::LeaveOneOut),
     ];
     for (method, proposal, baseline) in cases {
@@ -107,7 +108,9 @@ fn of_tuning(method: Method, proposal: Source, baseline: Baseline, batches: usiz
     let mut base = Markov::fit(&seen, 1, false, 0.5).unwrap();
     let set = FeatureSet::new(space).with("11", Feature::Contains(vec![1, 1])).unwrap();
     let set = set.with("first", Feature::StartsWith(vec![1])).unwrap();
-    let potential = Potential::new(&Cpu, &[Role::Require(1.0), Role::Tilt(1.0)]).unwrap();
+    let ends_anywhere = matches!(method, Method::SubTrajectoryBalance(_));
+    let first = if ends_anywhere { Role::Tilt(1.0) } else { Role::Require(1.0) };
+    let potential = Potential::new(&Cpu, &[first, Role::Tilt(1.0)]).unwrap();
     let features = set.compile(&Cpu).unwrap();
     let guide = LookAhead::towards(&base, &set, &potential, 100).unwrap().guide();
     let mut target =

@@ -116,6 +116,16 @@ fn options_and_values_that_do_not_exist() {
     for words in cases {
         refused("motif", words, 2);
     }
+    for (words, what) in [
+        (&["--sub-lambda", "0.5"][..], "--sub-lambda: expected --method sub-balance, got --method dpg-off"),
+        (&["--sub-prefixes", "3"], "--sub-prefixes: expected --method sub-balance, got --method dpg-off"),
+        (&["--method", "sub-balance", "--sub-lambda", "0"], "--sub-lambda: expected a positive"),
+        (&["--method", "sub-balance", "--sub-prefixes", "1"], "prefixes of sub-trajectory balance: expected 2 or more"),
+        (&["--method", "sub-balance", "--baseline=leave-one-out"], "leave-one-out baseline"),
+    ] {
+        let line = refused("motif", words, 2);
+        assert!(line.contains(what), "{line}");
+    }
     for value in ["maybe", "every", "every:", "every:0", "every:-1", "every:x", "KL"] {
         refused("motif", &["--swap", value], 2);
     }

@@ -16,8 +16,8 @@ use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::samplers::{Bound, Proposal, SamplerOptions, rejection};
 use ebm_dpg::tokens::{Batch, Contexts, Lines, Space, Token, Unit};
 use ebm_dpg::tune::{
-    Baseline, Checkpoint, Checkpoints, KlControl, Method, Source, Swap, Target, TuneData, TuneOptions, Tuned, evaluate,
-    tune, tune_with_checkpoints,
+    Baseline, Checkpoint, Checkpoints, KlControl, Method, Source, SubTrajectories, Swap, Target, TuneData, TuneOptions,
+    Tuned, evaluate, tune, tune_with_checkpoints,
 };
 use oracle::{enumerate, kl, log_sum_exp, normalise, random};
 
@@ -298,7 +298,8 @@ fn every_context_gets_its_own_target() {
     }
     // The optimum of KL-control at β = 1 is p_c.
     let control = (Method::KlControl(KlControl::default()), Baseline::LeaveOneOut);
-    for (method, baseline) in [(Method::TrajectoryBalance, Baseline::None), control] {
+    let pieces = (Method::SubTrajectoryBalance(SubTrajectories::default()), Baseline::None);
+    for (method, baseline) in [(Method::TrajectoryBalance, Baseline::None), pieces, control] {
         let (mut policy, tuned) = tuned(&mut soft, &options(method, Source::Base, baseline));
         assert_reaches(&soft, &mut policy, &tuned, &format!("{method:?}"));
     }

@@ -13,8 +13,8 @@ use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space, Token};
 use ebm_dpg::tune::{
-    Baseline, Choice, Chosen, KlControl, Method, NewDraws, Pool, PoolKernel, Source, Swap, Target, TuneData,
-    TuneOptions, Tuned, Unit, Worth, tune,
+    Baseline, Choice, Chosen, EndedPrefixes, KlControl, Method, NewDraws, Pool, PoolKernel, Source, SubTrajectories,
+    SubTrajectoryKernel, Swap, Target, TuneData, TuneOptions, Tuned, Unit, Worth, tune,
 };
 use oracle::{enumerate, kl, log_softmax, normalise, random, tv};
 
@@ -314,6 +314,81 @@ fn the_gradient_of_balance_is_that_of_the_squares() {
     }
 }
 
+/// SubTB(λ) of a sequence by its definition, with a factor of ½: flows F(s) = P(s⊤)/π(⊤|s) of states, and the probability of
+/// each token, from π's mass on what begins with a state.
+fn sub_balance(world: &World, log_pi: &[f64], sequence: &[Token], lambda: f64) -> f64 {
+    let content = sequence.strip_suffix(&[space().eos]).unwrap_or(sequence);
+    let index = |sequence: &[Token]| world.all.iter().position(|other| other == sequence).unwrap();
+    let mass = |state: &[Token]| {
+        let begins = |at: &usize| world.all[*at].starts_with(state);
+        (0..world.all.len()).filter(begins).map(|at| log_pi[at].exp()).sum::<f64>().ln()
+    };
+    let log_flow = |state: &[Token]| {
+        if state.len() == space().longest as usize {
+            return world.log_potential[index(state)];
+        }
+        let ended = index(&[state, &[space().eos]].concat());
+        world.log_potential[ended] - (log_pi[ended] - mass(state))
+    };
+    let states = || (0..=content.len()).map(|t| &content[..t]);
+    let (flows, masses): (Vec<f64>, Vec<f64>) = states().map(|state| (log_flow(state), mass(state))).unzip();
+    let (mut loss, mut total) = (0.0, 0.0);
+    for (i, j) in (0..flows.len()).flat_map(|j| (0..j).map(move |i| (i, j))) {
+        let tokens: f64 = (i..j).map(|k| masses[k + 1] - masses[k]).sum();
+        let weight = lambda.powi((j - i) as i32);
+        loss += weight * 0.5 * (flows[i] + tokens - flows[j]).powi(2);
+        total += weight;
+    }
+    if total == 0.0 { 0.0 } else { loss / total }
+}
+
+/// 500 updates of 64 sequences drawn from q, chosen by the pool, each ended at a few prefixes.
+fn estimate_by_pieces(world: &World, q: &mut Tabular, policy: &mut Tabular, how: &SubTrajectories) -> Mean {
+    const ROWS: usize = 64;
+    let mut mean = Mean::default();
+    let mut batch = Batch::with_capacity(&Cpu, space(), ROWS).unwrap();
+    let (mut log_q, mut log_model, log_w) = (vec![0.0; ROWS], vec![0.0; ROWS], vec![0.0; ROWS]);
+    let mut pool = Pool::new(&Cpu, space(), ROWS, ROWS, 0.0, None).unwrap();
+    let mut chosen = Chosen::new(&Cpu, space(), ROWS).unwrap();
+    let mut ended = EndedPrefixes::new(&Cpu, space(), ROWS, how).unwrap();
+    let worth = Worth { unit: Unit::Return, clip: f64::INFINITY, baseline: Baseline::None };
+    let mut log_pi = vec![0.0; ended.batch.rows];
+    for at in 0..500 {
+        let draw = Draw::new(11, Purpose::User).skip(at * ROWS as u64);
+        q.sample(draw, None, &mut batch, &mut log_q, &mut log_model).unwrap();
+        let draws = NewDraws { batch: &batch, log_w: &log_w[..], log_q: &log_q[..], all: true, fresh: true };
+        Cpu.keep(&mut pool, &draws).unwrap();
+        Cpu.measure(&mut pool, &worth).unwrap();
+        let choice = Choice { uses: usize::MAX, draw: Draw::new(13, Purpose::Shuffle), worth, rate: &vec![1.0] };
+        Cpu.choose(&mut pool, &mut chosen, &choice).unwrap();
+        Cpu.end_prefixes(&pool, &chosen, &mut ended, Draw::new(13, Purpose::Prefix)).unwrap();
+        let index = |x: &[Token]| world.all.iter().position(|y| y == x).unwrap();
+        let log_p: Vec<f64> = ended.batch.iter().map(|x| world.log_potential[index(x)]).collect();
+        policy.score(&ended.batch, &mut log_pi).unwrap();
+        Cpu.balance_prefixes(&mut pool, &mut ended, &log_p, &log_pi).unwrap();
+        policy.gradient(&ended.batch, &Coefficients::given(&ended.weights[..]), &mut log_pi).unwrap();
+        mean.push(policy.gradients());
+    }
+    mean
+}
+
+/// Whatever is drawn of the prefixes, the mean is the sum over all pieces.
+#[test]
+fn the_gradient_of_sub_trajectory_balance_is_that_of_the_flows_of_all_pieces() {
+    let world = world(false);
+    let (mut q, mut policy) = (table(&world, 1), table(&world, 2));
+    let log_q = score(&mut q, &world.all);
+    for (lambda, prefixes) in [(1.0, 2), (0.4, 2), (0.4, 3), (1.6, 4), (0.9, 99)] {
+        let loss = |log_pi: &[f64]| {
+            let term = |at: usize| log_q[at].exp() * sub_balance(&world, log_pi, &world.all[at], lambda);
+            -(0..log_q.len()).map(term).sum::<f64>() / f64::from(space().longest)
+        };
+        let want = slopes(&world, policy.logits(), loss);
+        let got = estimate_by_pieces(&world, &mut q, &mut policy, &SubTrajectories { lambda, prefixes });
+        got.assert_is(&format!("sub-trajectory balance, λ {lambda}, K {prefixes}"), &want);
+    }
+}
+
 /// Updates of eight rows drawn by π, weighed by the pool; π stays what it is.
 fn on_policy(world: &World, worth: Worth, kept: impl Fn(&[f64], &[f64], &[f64], &mut [f64])) -> (Mean, Tabular) {
     const ROWS: usize = 8;
@@ -438,6 +513,8 @@ fn the_other_objectives_that_match_a_distribution_reach_p() {
         (Method::DpgOnPolicy, Source::Base, Baseline::LeaveOneOut),
         (Method::TrajectoryBalance, Source::Base, Baseline::None),
         (Method::TrajectoryBalance, Source::Guided, Baseline::None),
+        (Method::SubTrajectoryBalance(SubTrajectories::default()), Source::Base, Baseline::None),
+        (Method::SubTrajectoryBalance(SubTrajectories { lambda: 0.7, prefixes: 4 }), Source::Guided, Baseline::Mean),
         (Method::Distill, Source::Base, Baseline::None),
         (Method::Distill, Source::Guided, Baseline::None),
     ];
@@ -539,6 +616,15 @@ fn what_does_not_go_together_is_refused() {
     refused(true, &|o| o.divergence = ReverseKl, "objective");
     refused(true, &|o| o.divergence = Alpha(2.0), "objective");
     refused(true, &|o| (o.method, o.baseline) = (Method::TrajectoryBalance, Baseline::Mean), "objective");
+    refused(true, &|o| o.method = Method::SubTrajectoryBalance(SubTrajectories::default()), "objective");
+    let pieces = |lambda, prefixes| Method::SubTrajectoryBalance(SubTrajectories { lambda, prefixes });
+    for lambda in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e200] {
+        refused(false, &|o| o.method = pieces(lambda, 2), "λ of sub-trajectory balance");
+    }
+    refused(false, &|o| o.method = pieces(1.0, 1), "prefixes of sub-trajectory balance");
+    refused(false, &|o| (o.method, o.clip_weights) = (pieces(1.0, 2), 2.0), "clip");
+    refused(false, &|o| (o.method, o.divergence) = (pieces(1.0, 2), ReverseKl), "divergence");
+    refused(false, &|o| (o.method, o.baseline) = (pieces(1.0, 2), Baseline::LeaveOneOut), "leave-one-out");
     for (beta, floor) in
         [(0.0, -1.0), (f64::NAN, -1.0), (f64::INFINITY, -1.0), (1.0, f64::NEG_INFINITY), (1.0, f64::NAN)]
     {
@@ -549,4 +635,22 @@ fn what_does_not_go_together_is_refused() {
         &|o| (o.method, o.divergence, o.baseline) = (Method::DpgOnPolicy, JensenShannon, Baseline::LeaveOneOut),
         "leave-one-out",
     );
+}
+
+/// Noise ends a sequence at its full length alone: all other prefixes have P = 0 when they are ended.
+#[test]
+fn a_base_that_cannot_end_a_prefix_is_refused_by_its_row_and_the_policy_stays() {
+    let world = world(false);
+    let mut base = Markov::noise(space(), 4).unwrap();
+    let (features, potential) = (&world.features, &world.potential);
+    let mut target = Target { base: &mut base, features, potential, guide: None, contexts: None };
+    let mut options = options(Method::SubTrajectoryBalance(SubTrajectories::default()), Source::Base, Baseline::None);
+    options.batch = 3;
+    let (before, mut policy) = (table(&world, 2), table(&world, 2));
+    let error = tune(&Cpu, &mut target, &mut policy, &options, TuneData::default(), |_| {}).unwrap_err().to_string();
+    assert!(
+        error.contains("ended prefix in row ") && error.contains("got log P -inf") && !error.contains('\n'),
+        "{error}"
+    );
+    assert_eq!(policy.logits(), before.logits());
 }

@@ -13,7 +13,8 @@ use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space, Token};
 use ebm_dpg::tune::{
-    Baseline, Evaluation, KlControl, Method, Source, Swap, Target, TuneData, TuneOptions, Tuned, evaluate, tune,
+    Baseline, Evaluation, KlControl, Method, Source, SubTrajectories, Swap, Target, TuneData, TuneOptions, Tuned,
+    evaluate, tune,
 };
 use ebm_dpg::weights::{Estimate, weights};
 use ebm_dpg::{Error, Result};
@@ -362,6 +363,7 @@ fn the_same_seed_gives_the_same_bits_for_any_thread_count() {
         (Method::Distill, Source::Guided, Baseline::None),
         (Method::Reinforce, Source::Base, Baseline::Mean),
         (Method::TrajectoryBalance, Source::Guided, Baseline::None),
+        (Method::SubTrajectoryBalance(SubTrajectories::default()), Source::Guided, Baseline::None),
         (Method::KlControl(KlControl::default()), Source::Base, Baseline::LeaveOneOut),
     ];
     for (method, proposal, baseline) in cases {
@@ -369,7 +371,12 @@ fn the_same_seed_gives_the_same_bits_for_any_thread_count() {
             let mut options = with(method, proposal, |o| (o.baseline, o.seed) = (baseline, seed));
             (options.samples, options.cache) = (256 * 12, 700);
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let (policy, tuned, _) = pool.install(|| world().tune(&options, TuneData::default()).unwrap());
+            let mut world = world();
+            if let Method::SubTrajectoryBalance(_) = method {
+                // It cannot have a requirement.
+                world.potential = Potential::new(&Cpu, &[Role::Ignore, ROLES[1], ROLES[2]]).unwrap();
+            }
+            let (policy, tuned, _) = pool.install(|| world.tune(&options, TuneData::default()).unwrap());
             (policy.tensors(), tuned)
         };
         let one = run(1, 3);

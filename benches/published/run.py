@@ -37,6 +37,7 @@ OBJECTIVES = {name: [*options, "--fit", "sgd", "--init", "base"] for name, optio
     **{name: ["--method", "dpg-off", "--baseline", "--divergence", name]
        for name in ("reverse-kl", "tv", "js", "chi2", "reverse-chi2", "alpha:0.5")},
     "balance": ["--method", "balance"],
+    "sub-balance": ["--method", "sub-balance"],
     "kl-control": ["--method", "kl-control", "--baseline=leave-one-out"],
     "reinforce": ["--method", "reinforce", "--baseline=leave-one-out"],
 }.items()}

@@ -15,7 +15,7 @@ use ebm_dpg::observe::{Alarms, JsonLines, Observer, TensorBoard};
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Contexts, Space};
-use ebm_dpg::tune::{self, Evaluation, KlControl, Source, Target, TuneData, TuneOptions, Tuned};
+use ebm_dpg::tune::{self, Evaluation, KlControl, Source, SubTrajectories, Target, TuneData, TuneOptions, Tuned};
 use ebm_dpg::weights::Estimate;
 use ebm_dpg::{Error, Result};
 
@@ -170,6 +170,13 @@ pub fn tune_options(common: &Common) -> TuneOptions {
         Method::DpgOn => tune::Method::DpgOnPolicy,
         Method::Distill => tune::Method::Distill,
         Method::Balance => tune::Method::TrajectoryBalance,
+        Method::SubBalance => {
+            let SubTrajectories { lambda, prefixes } = SubTrajectories::default();
+            tune::Method::SubTrajectoryBalance(SubTrajectories {
+                lambda: common.sub_lambda.unwrap_or(lambda),
+                prefixes: common.sub_prefixes.unwrap_or(prefixes),
+            })
+        }
         Method::Reinforce => tune::Method::Reinforce,
         Method::KlControl => {
             let control = KlControl::default();

@@ -12,6 +12,7 @@ use ebm_dpg::backend::{Device, Opened};
 use ebm_dpg::features::Feature;
 use ebm_dpg::gradient::Divergence;
 use ebm_dpg::tokens::Vocab;
+use ebm_dpg::tune;
 use ebm_dpg::{Error, Result};
 use serde::{Serialize, Serializer};
 
@@ -63,6 +64,8 @@ pub enum Method {
     Distill,
     /// Trajectory balance: least squares of log Z + log π − log P
     Balance,
+    /// Sub-trajectory balance: least squares of log P − log π between ended prefixes
+    SubBalance,
     /// The reward log P/r under a KL penalty
     KlControl,
     /// The papers' foil: the potential as a reward
@@ -290,6 +293,12 @@ pub struct Common {
     /// The penalty of KL-control; 1 where none is given
     #[arg(long, value_name = "X", value_parser = positive, allow_negative_numbers = true)]
     pub beta: Option<f64>,
+    /// The λ of SubTB(λ) in sub-trajectory balance; 1 where none is given
+    #[arg(long, value_name = "X", value_parser = positive, allow_negative_numbers = true)]
+    pub sub_lambda: Option<f64>,
+    /// Ended prefixes of a sequence in sub-trajectory balance; 2 where none is given
+    #[arg(long, value_name = "N", value_parser = count, allow_negative_numbers = true)]
+    pub sub_prefixes: Option<usize>,
     /// A base model saved by an earlier run, instead of training one
     #[arg(long, value_name = "FILE")]
     #[serde(serialize_with = "is_given")]
@@ -543,8 +552,14 @@ impl Common {
     fn open(&mut self, data_size: usize) -> Result<Opened> {
         // Two symbols at least, and the three special tokens.
         self.check_memory(5, data_size)?;
-        if self.beta.is_some() && self.method != Method::KlControl {
-            return Err(Error::argument("--beta", "--method kl-control", format!("--method {:?}", self.method)));
+        let of_others = [
+            ("--beta", self.beta.is_some(), Method::KlControl),
+            ("--sub-lambda", self.sub_lambda.is_some(), Method::SubBalance),
+            ("--sub-prefixes", self.sub_prefixes.is_some(), Method::SubBalance),
+        ];
+        if let Some((name, _, method)) = of_others.into_iter().find(|&(_, given, of)| given && of != self.method) {
+            let shown = |method: Method| format!("--method {}", serde_json::json!(method).as_str().unwrap_or_default());
+            return Err(Error::argument(name, shown(method), shown(self.method)));
         }
         experiment::tune_options(self).check()?;
         let device = match self.device {
@@ -558,6 +573,14 @@ impl Common {
     /// So many sequences, or as many as `--at-most` grants.
     pub fn bounded(&self, sequences: usize) -> usize {
         self.at_most.map_or(sequences, |most| sequences.min(most))
+    }
+
+    /// Rows that an update has for each of its sequences.
+    pub fn rows_of_a_sequence(&self) -> usize {
+        match experiment::tune_options(self).method {
+            tune::Method::SubTrajectoryBalance(how) => how.prefixes.min(self.length as usize + 2),
+            _ => 1,
+        }
     }
 
     /// `Ok` where models, batch and data fit in the machine's memory; `text` asks again once it knows its vocabulary.
@@ -584,7 +607,7 @@ impl Common {
         let models = parameters.saturating_mul(3 * 4 * 4);
         // Four gates, the cell and the output of each layer, and the logits.
         let units = product(&[6, layers, hidden]).saturating_add(vocab as u128);
-        let activations = product(&[4, self.batch, steps]).saturating_mul(units);
+        let activations = product(&[4, self.batch, self.rows_of_a_sequence(), steps]).saturating_mul(units);
         // Log-probs, weights and features beside one byte or more a token.
         let cache = product(&[self.samples, 64 + steps]);
         [

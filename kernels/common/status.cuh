@@ -12,6 +12,7 @@ enum Fault : unsigned {
   kBadImportance = 6,  // a log-weight that is NaN or +inf, or beyond float
   kBadGradient = 7,    // a norm that is not finite
   kBadPolicy = 8,      // a log-prob of the policy that is NaN or +inf
+  kBadPrefix = 9,      // an ended prefix whose log P or log pi is not finite
 };
 
 DEV_FN void note_fault(unsigned long long* status, unsigned long long row, Fault fault) {

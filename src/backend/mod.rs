@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::features::FeatureKernel;
 use crate::potential::PotentialKernel;
 use crate::tokens::TokenKernel;
-use crate::tune::PoolKernel;
+use crate::tune::{PoolKernel, SubTrajectoryKernel};
 use crate::weights::{StatisticsKernel, WeightKernel};
 
 mod cpu;
@@ -85,7 +85,15 @@ pub trait Record: Memory {
 
 /// A place where the stages run: its memory, and each stage's kernel over it.
 pub trait Backend:
-    Record + TokenKernel + FeatureKernel + PotentialKernel + WeightKernel + StatisticsKernel + AdamKernel + PoolKernel
+    Record
+    + TokenKernel
+    + FeatureKernel
+    + PotentialKernel
+    + WeightKernel
+    + StatisticsKernel
+    + AdamKernel
+    + PoolKernel
+    + SubTrajectoryKernel
 {
 }
 
@@ -98,6 +106,7 @@ impl<B> Backend for B where
         + StatisticsKernel
         + AdamKernel
         + PoolKernel
+        + SubTrajectoryKernel
 {
 }
 

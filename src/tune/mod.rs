@@ -24,6 +24,7 @@ mod judge;
 mod objective;
 mod pool;
 mod rejection;
+mod subtrajectory;
 mod tuner;
 
 pub use checkpoint::{Checkpoint, Checkpoints};
@@ -32,6 +33,7 @@ pub use evaluate::{ContextEvaluation, Evaluation, evaluate};
 pub use objective::{KlControl, Method};
 pub use pool::{Baseline, Choice, Chosen, ContextBooks, Ledger, NewDraws, Pool, PoolKernel, Unit, Worth};
 pub use rejection::Rejection;
+pub use subtrajectory::{EndedPrefixes, SubTrajectories, SubTrajectoryKernel};
 
 /// What the policy is trained towards: P = r·b·exp⟨λ, φ⟩, and a look-ahead that guides r towards it.
 pub struct Target<'a, B: Backend, R> {
@@ -93,14 +95,15 @@ pub struct TuneOptions {
     pub divergence: Divergence,
     /// When q ← π; read by off-policy methods.
     pub swap: Swap,
-    /// What is held against the weights; distillation has none.
+    /// What is held against the weights; distillation has none, and sub-trajectory balance needs none, as nothing but
+    /// differences of log-weights is in it.
     pub baseline: Baseline,
     /// Weights (rewards) above so many times their mean are cut to it; infinite for none. The policy is then trained
     /// towards another distribution, whose TV from p is at most [`Record::clipped`].
     pub clip_weights: f64,
     /// Sequences to draw for training: the budget, rounded up to whole batches.
     pub samples: usize,
-    /// Sequences per draw and per update.
+    /// Sequences per draw and per update; of each, sub-trajectory balance takes several rows.
     pub batch: usize,
     /// Updates per batch of draws, each on sequences of the cache; on-policy methods make 1.
     pub updates: usize,
@@ -190,7 +193,7 @@ pub struct Record {
     /// Updates made so far.
     pub updates: usize,
     /// Mean of −log π per token (of the longest length) over the sequences of the last updates, each with its weight (for
-    /// REINFORCE its reward); NaN where there was no update.
+    /// REINFORCE its reward; for sub-trajectory balance over the ended prefixes, all alike); NaN where there was no update.
     pub loss: f64,
     /// Mean norm of the gradients of those updates, before clipping, and its standard deviation; NaN where there was none.
     pub gradient_norm: f64,

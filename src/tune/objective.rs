@@ -7,10 +7,11 @@
 //! | with the mean as baseline (GDC++) | (P/Ẑ − π)/q | q or π | Korbak et al. 2022 |
 //! | f-DPG | −(π/q)·(f′(πẐ/P) − c) | q or π | Go et al. 2023 |
 //! | trajectory balance | log P − log Z_θ − log π | any q | Malkin et al. 2022 |
+//! | sub-trajectory balance | Σ_j λ^{\|i−j\|}(A_i − A_j), A_i = log P − log π of the i-th ended prefix | any q | Madan et al. 2023, Hu et al. 2024 |
 //! | REINFORCE | R − baseline, R = P | π | Williams 1992 |
 //! | KL-control | log P/r − β·log π/r − baseline | π | Ziegler et al. 2019 |
 
-use super::{Baseline, TuneOptions, Unit, Worth};
+use super::{Baseline, SubTrajectories, TuneOptions, Unit, Worth};
 use crate::error::{Error, Result};
 use crate::gradient::Divergence;
 use crate::models::Weighting;
@@ -29,6 +30,10 @@ pub enum Method {
     /// The least squares of log Z_θ + log π − log P, x ~ q, with the swap and the cache of off-policy DPG. Z_θ is Ẑ, or with
     /// a baseline learnt; learnt, it cannot tell a requirement's failure from a smaller Z.
     TrajectoryBalance,
+    /// The least squares of log P − log π between prefixes of one sequence, each ended: SubTB(λ) without a learnt flow and
+    /// without Z, see [`SubTrajectories`]; x ~ q, with the swap and the cache of off-policy DPG. Every prefix of a sequence
+    /// must have P > 0 when it is ended: no requirements, and a base that may end a sequence anywhere.
+    SubTrajectoryBalance(SubTrajectories),
     /// REINFORCE on the reward R = P, the foil: it maximises `E_π[P]`, which is not to match p.
     Reinforce,
     /// Reward maximisation under a KL penalty; see [`KlControl`].
@@ -77,7 +82,7 @@ impl Method {
 
     /// Whether a frozen q proposes that π may replace.
     pub(super) fn is_off_policy(self) -> bool {
-        matches!(self, Method::DpgOffPolicy | Method::TrajectoryBalance)
+        matches!(self, Method::DpgOffPolicy | Method::TrajectoryBalance | Method::SubTrajectoryBalance(_))
     }
 }
 
@@ -90,6 +95,8 @@ pub(super) struct Objective {
     pub all: bool,
     /// Whether the coefficients are shifted by what earlier updates taught.
     pub shifts: bool,
+    /// Whether prefixes are ended, each of which needs a finite log P.
+    pub ends: bool,
 }
 
 impl Objective {
@@ -98,7 +105,8 @@ impl Objective {
     pub fn new(options: &TuneOptions) -> Result<Self> {
         let (baseline, clip) = (options.baseline, options.clip_weights);
         let of = |unit, weighting, all, baseline, shifts| {
-            Ok(Objective { weighting, worth: Worth { unit, clip, baseline }, all, shifts })
+            let ends = matches!(options.method, Method::SubTrajectoryBalance(_));
+            Ok(Objective { weighting, worth: Worth { unit, clip, baseline }, all, shifts, ends })
         };
         options.divergence.check()?;
         let is_dpg = matches!(options.method, Method::DpgOffPolicy | Method::DpgOnPolicy);
@@ -123,6 +131,11 @@ impl Objective {
             Method::TrajectoryBalance => {
                 let learnt = baseline == Baseline::Mean;
                 of(Unit::Partition, Weighting::Balance, learnt, Baseline::None, learnt)
+            }
+            Method::SubTrajectoryBalance(how) => {
+                how.check()?;
+                // Coefficients are made of the ended prefixes, whatever the weight of the sequence.
+                of(Unit::Partition, Weighting::Given, true, Baseline::None, false)
             }
             Method::DpgOffPolicy | Method::DpgOnPolicy if options.divergence == Divergence::ForwardKl => match baseline
             {
@@ -165,6 +178,10 @@ impl Objective {
             Weighting::Balance => self.shifts,
             _ => false,
         };
+        if requires && self.ends {
+            let expected = "no requirement, as prefixes of what meets it fail it";
+            return Err(Error::argument("objective", expected, "sub-trajectory balance"));
+        }
         if requires && infinite {
             let (expected, got) =
                 ("no requirement, or a divergence that is finite outside of p's support", self.weighting);

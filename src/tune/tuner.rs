@@ -2,6 +2,7 @@
 
 use super::judge::{Comparison, DataJudge, Judge, Verdict};
 use super::objective::Objective;
+use super::subtrajectory::Balancing;
 use super::{
     Choice, Chosen, Draws, Method, NewDraws, Pool, Record, Rejection, Source, Swap, Target, TuneData, TuneOptions,
     Tuned,
@@ -35,6 +36,8 @@ pub(super) struct Tuner<'a, 'b, B: Backend, R, P> {
     rate: B::Buffer<f32>,
     chosen: Chosen<B>,
     log_pi: B::Buffer<f64>,
+    /// What sub-trajectory balance works in.
+    balancing: Option<Balancing<B>>,
     steps: Steps<B::Recording>,
     judge: Judge<B>,
     data_judge: Option<DataJudge<B>>,
@@ -84,6 +87,11 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
         // Of one batch in all, no update has more than its rows.
         let most = cache.min(options.samples.div_ceil(rows).saturating_mul(rows)).saturating_add(pool.pinned);
         let chosen = Chosen::new(backend, space, options.batch.min(most))?;
+        let balancing = |how| Balancing::new(backend, space, chosen.rows(), features, how, options.seed);
+        let balancing = match &options.method {
+            Method::SubTrajectoryBalance(how) => Some(balancing(how)?),
+            _ => None,
+        };
         Ok(Tuner {
             backend,
             proposal: swaps.then(|| policy.try_clone()).transpose()?,
@@ -97,6 +105,7 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
             rate: backend.zeros(1, "learning rate")?,
             log_pi: backend.zeros(chosen.rows(), "step log-probs")?,
             chosen,
+            balancing,
             steps: Steps::First,
             judge: Judge::new(backend, space, options.evaluation_rows, features)?,
             data_judge: held_out.map(|data| DataJudge::new(backend, data.rows)).transpose()?,
@@ -186,6 +195,11 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
             let draw = Draw::new(options.seed, Purpose::Shuffle);
             let choice = Choice { uses: options.uses, draw, worth, rate: &self.rate };
             backend.choose(&mut self.pool, &mut self.chosen, &choice)?;
+            if let Some(balancing) = &mut self.balancing {
+                balancing.gradient(backend, self.target, self.policy, &mut self.pool, &self.chosen)?;
+                self.policy.update_at(&options.adam, B::view(&self.chosen.rate, 1))?;
+                continue;
+            }
             let coefficients = Coefficients {
                 weighting,
                 weights: B::view(&self.chosen.weights, rows),

@@ -315,6 +315,10 @@ kernels! {
     PoolGather = "pool_gather",
     /// `pool.cu`: the loss of an update, and what it teaches of the shift.
     PoolNote = "pool_note",
+    /// `subtrajectory.cu`: prefixes of the rows of an update, ended.
+    EndPrefixes = "end_prefixes",
+    /// `subtrajectory.cu`: their coefficients.
+    BalancePrefixes = "balance_prefixes",
     /// `potential.cu`: log P.
     LogPotential = "log_potential",
     /// `potential.cu`: a scorer's share of log P.

@@ -23,6 +23,7 @@ pub(super) fn fault(word: u64) -> Option<Error> {
         6 => Error::not_a_number("importance weight", format!("row {row}")),
         7 => Error::not_a_number("gradient", "its global norm"),
         8 => Error::not_a_number("log-prob of the policy", format!("row {row}")),
+        9 => Error::argument(format!("ended prefix in row {row}"), "P and π above 0 and finite", "others"),
         code => Error::no_answer("GPU status", format!("unknown code {code} at row {row}")),
     })
 }

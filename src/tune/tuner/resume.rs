@@ -75,6 +75,7 @@ impl<B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'_, '_, B, R, P> {
             rate: _,
             chosen: _,
             log_pi: _,
+            balancing: _,
             data_judge: _,
             look: _,
             // Made anew by the first steps.
