@@ -6,7 +6,6 @@ use ebm_dpg::adam::AdamOptions;
 use ebm_dpg::backend::Cpu;
 use ebm_dpg::exact::{Guide, LookAhead};
 use ebm_dpg::features::{Feature, FeatureSet, FeatureTable};
-use ebm_dpg::gradient::Divergence;
 use ebm_dpg::models::{Lstm, LstmShape, Markov, Policy, Sampler, Scorer, Tabular};
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
@@ -126,7 +125,7 @@ fn estimates_from_a_mixture_cover_what_enumeration_gives() {
         // With an interval of one batch, the judge's draws are forgotten after each: of the last evaluation alone.
         let tuned = world.tune(&mut policy, &options, None);
         let Record { log_z, log_z_error, kl: to_policy, kl_proposal, swaps, .. } = tuned.history[11].clone();
-        assert!(swaps == 59 && log_z_error < 0.02, "{what}: {swaps} swaps, error {log_z_error}");
+        assert!(swaps == 59 && log_z_error < 0.04, "{what}: {swaps} swaps, error {log_z_error}");
         assert_covers(&format!("{what}: log Z"), Estimate { value: log_z, standard_error: log_z_error }, world.log_z);
         assert_covers(&format!("{what}: KL(p‖π)"), to_policy.unwrap(), kl(&world.log_p, &log_pi));
         assert_covers(&format!("{what}: KL(p‖q)"), kl_proposal.unwrap(), kl(&world.log_p, &log_mixture));
@@ -152,14 +151,10 @@ fn the_estimate_of_z_is_unbiased_for_shares_rounded_to_rows() {
 /// never heard of again, unless the base goes on.
 #[test]
 fn what_the_policy_has_lost_comes_back_from_a_defensive_mixture_only() {
-    for (source, divergence) in [
-        (Source::Base, Divergence::ForwardKl),
-        (Source::Guided, Divergence::ForwardKl),
-        (Source::Base, Divergence::JensenShannon),
-    ] {
+    for source in [Source::Base, Source::Guided] {
         let run = |defensive: f64| {
             let (mut world, mut options) = (world(), options(source, Swap::Every(1)));
-            (options.defensive, options.divergence, options.samples) = (defensive, divergence, 250 * 160);
+            (options.defensive, options.samples) = (defensive, 250 * 160);
             // No draw of the first batch is left when the second comes.
             (options.cache, options.updates) = (250, 8);
             options.adam = AdamOptions { learning_rate: 0.1, ..options.adam };
@@ -169,12 +164,12 @@ fn what_the_policy_has_lost_comes_back_from_a_defensive_mixture_only() {
             policy.set_logits(&logits).unwrap();
             let tuned = world.tune(&mut policy, &options, None);
             let last = tuned.history.last().unwrap().clone();
-            ((last.log_z - world.log_z) / last.log_z_error, world.kl_to(&mut policy), tuned.warnings)
+            ((last.log_z - world.log_z) / last.log_z_error, world.kl_to(&mut policy))
         };
-        let (off, kl, _) = run(0.0);
-        assert!(off < -10.0 && kl > 1.0, "{source:?}, {divergence:?}, plain: {off} errors from log Z, KL {kl}");
-        let (off, kl, _) = run(0.1);
-        assert!(off.abs() < 4.0 && kl < 0.02, "{source:?}, {divergence:?}, defensive: {off} errors, KL {kl}");
+        let (off, kl) = run(0.0);
+        assert!(off < -10.0 && kl > 1.0, "{source:?}, plain: {off} errors from log Z, KL {kl}");
+        let (off, kl) = run(0.1);
+        assert!(off.abs() < 4.0 && kl < 0.02, "{source:?}, defensive: {off} errors, KL {kl}");
     }
 }
 
@@ -183,11 +178,11 @@ fn what_the_policy_has_lost_comes_back_from_a_defensive_mixture_only() {
 #[test]
 fn a_mixture_is_replaced_by_the_better_mixture_not_by_a_policy_that_beats_the_mixture() {
     let mut world = world();
-    let mut good = lstm(1);
+    let mut good = Tabular::new(&world.exact).unwrap();
     let mut plain = options(Source::Guided, Swap::Never);
-    (plain.defensive, plain.adam.learning_rate) = (0.0, 2e-2);
+    (plain.defensive, plain.adam.learning_rate) = (0.0, 0.1);
     world.tune(&mut good, &plain, None);
-    assert!(world.kl_to(&mut good) < 0.05);
+    assert!(world.kl_to(&mut good) < 0.02);
     let mut held_out = Batch::with_capacity(&Cpu, space(), 2000).unwrap();
     let mut log_q = vec![0.0; 4000];
     let (first, second) = log_q.split_at_mut(2000);
@@ -215,12 +210,13 @@ fn trained_from_a_mixture_pi_reaches_p_by_every_off_policy_method() {
     ] {
         let mut world = world();
         let mut options = options(proposal, Swap::Kl);
-        (options.method, options.baseline, options.samples) = (method, baseline, 250 * 100);
+        (options.method, options.baseline, options.samples) = (method, baseline, 250 * 200);
         options.adam.learning_rate = 0.1;
         let mut policy = Tabular::new(&world.exact).unwrap();
         let tuned = world.tune(&mut policy, &options, None);
         let kl = world.kl_to(&mut policy);
-        assert!(kl < 0.01 && tuned.swaps > 0, "{method:?}: KL {kl}, {} swaps", tuned.swaps);
+        println!("{method:?}: KL {kl}");
+        assert!(kl < 0.02 && tuned.swaps > 0, "{method:?}: KL {kl}, {} swaps", tuned.swaps);
     }
 }
 

@@ -298,8 +298,8 @@ mod tests {
                 let want = (0.3 * log_first[row].exp() + 0.7 * log_policy[row].exp()).ln();
                 assert!((log_q[row] - want).abs() < 1e-12, "{before:?} {row}: {} and {want}", log_q[row]);
                 assert!((log_q[row] - proposed.split.mixed(&log_first, &log_policy)[row]).abs() < 1e-12);
-                // The bound that a defensive mixture is made for.
-                assert!(log_w[row] <= log_p[row] - log_first[row] - 0.3_f64.ln() + 1e-12, "{before:?} {row}");
+                // The bound that a defensive mixture is made for: w ≤ (P/q₁)/a.
+                assert!(log_w[row] + log_first[row] <= log_p[row] - 0.3_f64.ln() + 1e-12, "{before:?} {row}");
                 let first = proposed.host_log_first()[row];
                 assert!((first - log_first[row]).abs() < 1e-12 || first == log_first[row], "{before:?} {row}");
             }

@@ -345,6 +345,7 @@ mod tests {
     use crate::features::{Feature, FeatureSet};
     use crate::models::{Lstm, LstmShape, Markov};
     use crate::potential::{Potential, Role};
+    use crate::tokens::Batch;
     use crate::tune::Baseline;
 
     /// The pool's weights after one batch of 640 draws from noise; some meet the requirement.
@@ -371,7 +372,9 @@ mod tests {
         let space = Space::new(2, 4).unwrap();
         let set = FeatureSet::new(space).with("11", Feature::StartsWith(vec![1, 1])).unwrap();
         let (features, potential) = (set.compile(&Cpu).unwrap(), Potential::new(&Cpu, &[Role::Tilt(1.5)]).unwrap());
-        let mut base = Markov::noise(space, 3).unwrap();
+        let seen = Batch::from_sequences(space, &[vec![0, 1, 3], vec![1, 1, 0, 3], vec![0, 3]]).unwrap();
+        // Smoothed, so that no draw has P = 0.
+        let mut base = Markov::fit(&seen, 1, false, 0.5).unwrap();
         let (mut scorer, mut frozen) = (base.clone(), Vec::new());
         let mut target = Target { base: &mut base, features: &features, potential: &potential, guide: None };
         let mut policy = Lstm::new(space, LstmShape { layers: 1, hidden: 4, dropout: 0.0 }, 0).unwrap();
@@ -396,7 +399,8 @@ mod tests {
         for draw in 100..200_usize {
             let (slot, drawn_by) = (draw % 100, draw / 40 - 2);
             let tilt = if rows.sequence(slot).starts_with(&[1, 1]) { 1.5 } else { 0.0 };
-            assert!((log_q[slot] - by[drawn_by][slot]).abs() < 1e-9, "draw {draw}, by {drawn_by}");
+            let (got, want) = (log_q[slot], by[drawn_by][slot]);
+            assert!((got - want).abs() < 1e-9, "draw {draw}, by {drawn_by}: {got} and {want}");
             assert!((log_w[slot] + log_q[slot] - by[0][slot] - tilt).abs() < 1e-9, "draw {draw}");
         }
     }
