@@ -71,7 +71,9 @@ fn checkpoint(common: &Common, space: Space) -> u128 {
 fn seconds(common: &Common, plan: &Plan, rates: &Rates) -> [(&'static str, f64); 4] {
     let Rates { sample, score, gradient } = rates;
     let times = |count: usize, seconds: f64| count as f64 * seconds;
-    let draws = times(common.samples, sample + score) + times(common.samples * plan.updates, *gradient);
+    // Each component of a mixture scores what the other drew.
+    let mixed = if common.defensive.is_some() { *score } else { 0.0 };
+    let draws = times(common.samples, sample + score + mixed) + times(common.samples * plan.updates, *gradient);
     // Twenty evaluations of at most 8·512 kept draws, and 2·512 fresh ones.
     let evaluations = 20.0 * (times(8 * 512, *score) + times(2 * 512, sample + score));
     let judged = common.bounded(JUDGED);
