@@ -9,7 +9,7 @@ use ebm_dpg::features::{Feature, FeatureSet, FeatureTable};
 use ebm_dpg::models::{Lstm, LstmShape, Markov, Policy, Sampler, Scorer, Tabular};
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
-use ebm_dpg::tokens::{Batch, Space, Token};
+use ebm_dpg::tokens::{Batch, Contexts, Space, Token};
 use ebm_dpg::tune::{Baseline, Method, Record, Source, Swap, Target, TuneData, TuneOptions, Tuned, tune};
 use ebm_dpg::weights::Estimate;
 use oracle::{enumerate, kl, normalise};
@@ -57,7 +57,7 @@ fn world() -> World {
 impl World {
     fn tune<P: Policy<Cpu>>(&mut self, policy: &mut P, options: &TuneOptions, held_out: Option<&Batch>) -> Tuned {
         let World { base, features, potential, guide, .. } = self;
-        let target = &mut Target { base, features, potential, guide: Some(guide) };
+        let target = &mut Target { base, features, potential, guide: Some(guide), contexts: None };
         tune(&Cpu, target, policy, options, TuneData { held_out, extra: None }, |_| {}).unwrap()
     }
 
@@ -147,6 +147,35 @@ fn the_estimate_of_z_is_unbiased_for_shares_rounded_to_rows() {
         estimates.push(world.tune(&mut lstm(1), &options, None).history[0].log_z.exp());
     }
     assert_covers("Z", Estimate::mean(&estimates).unwrap(), world.log_z.exp());
+}
+
+/// Of each context the mixture draws its share, so each one's own Ẑ is right.
+#[test]
+fn contexts_each_have_their_own_z_from_a_mixture() {
+    let mut world = world();
+    let contexts: [&[Token]; 3] = [&[0], &[1, 0], &[1, 1]];
+    let turns = Contexts::new(space(), &contexts, 2).unwrap();
+    let mut options = frozen(options(Source::Base, Swap::Every(1)));
+    // 42 rounds of three contexts with two draws each: 4 of them from the base.
+    (options.batch, options.samples, options.evaluation_rows) = (252, 252 * 60, 252);
+    let (log_r, log_potential) = (score(&mut world.base, &world.all), world.log_p.clone());
+    let World { base, features, potential, .. } = &mut world;
+    let target = &mut Target { base, features, potential, guide: None, contexts: Some(&turns) };
+    let run = |options: &TuneOptions, target: &mut Target<'_, Cpu, Markov>| {
+        tune(&Cpu, target, &mut lstm(1), options, TuneData::default(), |_| {})
+    };
+    let tuned = run(&options, target).unwrap();
+    for (context, estimate) in contexts.iter().zip(&tuned.contexts) {
+        let sum = |log: &[f64]| -> f64 {
+            let inside = world.all.iter().zip(log).filter(|(x, _)| x.len() > context.len() && x.starts_with(context));
+            inside.map(|(_, log)| log.exp()).sum()
+        };
+        let log_z = (sum(&log_potential) / sum(&log_r)).ln() + world.log_z;
+        assert_covers(&format!("log Z of {context:?}"), *estimate, log_z);
+    }
+    options.batch = 250;
+    let error = run(&options, target).unwrap_err().to_string();
+    assert!(error.contains("expected a multiple of 6") && error.contains("got 250"), "{error}");
 }
 
 /// A policy that hardly ever begins with 0, as half of p does, takes over after the first batch. What it does not draw is

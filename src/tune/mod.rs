@@ -98,8 +98,9 @@ pub struct TuneOptions {
     /// frozen policy q₂, and all are weighed by q = a·q₁ + (1 − a)·q₂ (a defensive mixture: Hesterberg 1995; Owen & Zhou
     /// 2000; the balance heuristic of Veach & Guibas 1995). No weight then exceeds P/q₁ by more than 1/a, so a policy that
     /// forgets a part of p cannot lose it where q₁ covers p. a is rounded to whole rows, of a batch and of an evaluation, 1 at
-    /// least from each of the two, and the densities are mixed by what that comes to. π replaces q₂ when the mixture with π
-    /// beats the mixture with q₂. For methods and rules that swap.
+    /// least from each of the two, and the densities are mixed by what that comes to; with contexts to whole rounds over all
+    /// of them, of which a batch and an evaluation must then consist. π replaces q₂ when the mixture with π beats the
+    /// mixture with q₂. For methods and rules that swap.
     ///
     /// It costs passes beside the drawing: π scores what q₁ drew, the a-th part of a batch, and a guided r what q₂ drew, the
     /// rest; r unguided has scored it already. A model that samples in another precision than it scores in
@@ -229,8 +230,8 @@ impl TuneOptions {
 /// q made to judge alone, those of the last [`TuneOptions::kept_evaluations`] evaluations and none from before q ← π;
 /// `moments` from new draws of π. A window and no decay: the weights P/q of all of them are exact, so giving less weight to
 /// the older would only cost precision. `log_z` is over the training draws, whose weights were fixed when they were drawn,
-/// by a q that had not seen them: they know nothing of what was trained on them, and Ẑ is unbiased. `clipped` is what became
-/// of those weights; `loss` and the gradient's norm are those of the updates themselves.
+/// by a q that had not seen them: they know nothing of what was trained on them, and Ẑ is unbiased; with contexts it is also what
+/// the judge's weights are measured by, each context's by its own. `clipped` is what became of those weights; `loss` and the gradient's norm are those of the updates themselves.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
 pub struct Record {
     /// Sequences drawn for training so far.

@@ -31,12 +31,23 @@ pub(super) struct Split {
 }
 
 impl Split {
-    /// The whole number of rows nearest to `share` of them, but one of each kind at least; none of the first where the
-    /// share is 0.
-    pub fn new(source: Source, share: f64, rows: usize) -> Self {
-        let wanted = (share * rows as f64).round() as usize;
-        let first = if share == 0.0 { 0 } else { wanted.clamp(1, rows.max(2) - 1) };
-        Split { source, first, rest: rows - first }
+    /// The whole number of rounds nearest to `share` of the rows, but one of each kind at least; none of the first where
+    /// the share is 0. A round is a row, or with contexts the draws in which all of them have their turn: of each context
+    /// the first proposal then draws the same share.
+    ///
+    /// # Errors
+    /// Rows of a mixture that are not two rounds or more.
+    pub fn new(source: Source, share: f64, rows: usize, round: usize) -> Result<Self> {
+        if share == 0.0 {
+            return Ok(Split { source, first: 0, rest: rows });
+        }
+        let rounds = rows / round;
+        if rounds < 2 || !rows.is_multiple_of(round) {
+            let expected = format!("a multiple of {round}, twice that or more, as each component draws whole rounds");
+            return Err(Error::argument("sequences of a batch or an evaluation from a mixture", expected, rows));
+        }
+        let first = ((share * rounds as f64).round() as usize).clamp(1, rounds - 1) * round;
+        Ok(Split { source, first, rest: rows - first })
     }
 
     /// Whether there are two components once a policy proposes.
@@ -227,12 +238,20 @@ mod tests {
         let cases =
             [(0.1, 500, 50), (0.1, 512, 51), (0.5, 3, 2), (0.49, 3, 1), (1e-9, 10, 1), (0.999, 10, 9), (0.9, 2, 1)];
         for (share, rows, first) in cases {
-            let split = Split::new(Source::Base, share, rows);
+            let split = Split::new(Source::Base, share, rows, 1).unwrap();
             assert_eq!((split.first, split.rest), (first, rows - first), "{share} of {rows}");
             let [a, b] = split.shares();
             assert!((a - first as f64 / rows as f64).abs() < 1e-15 && (a + b - 1.0).abs() < 1e-15);
         }
-        let none = Split::new(Source::Base, 0.0, 7);
+        // Three contexts, two draws in a row of each.
+        let of_contexts = |rows| Split::new(Source::Base, 0.1, rows, 6);
+        assert_eq!(of_contexts(60).unwrap().first, 6);
+        assert_eq!(of_contexts(12).unwrap().first, 6);
+        for rows in [6, 61] {
+            let error = of_contexts(rows).unwrap_err().to_string();
+            assert!(error.contains("expected a multiple of 6") && error.contains(&format!("got {rows}")), "{error}");
+        }
+        let none = Split::new(Source::Base, 0.0, 7, 6).unwrap();
         assert_eq!((none.first, none.rest, none.mixed(&[], &[-1.0, -2.0])), (0, 7, vec![-1.0, -2.0]));
     }
 
@@ -264,8 +283,9 @@ mod tests {
     fn filled(world: &mut World, before: Source, share: f64, source: Source) -> Proposed<Cpu> {
         let World { base, features, potential, guide, policy } = world;
         let space = base.space();
-        let mut target = Target { base, features, potential, guide: Some(guide) };
-        let mut proposed = Proposed::new(&Cpu, space, Split::new(before, share, 70), features.len()).unwrap();
+        let mut target = Target { base, features, potential, guide: Some(guide), contexts: None };
+        let mut proposed =
+            Proposed::new(&Cpu, space, Split::new(before, share, 70, 1).unwrap(), features.len()).unwrap();
         proposed.fill(&Cpu, &mut target, source, Some(policy), draw()).unwrap();
         proposed
     }

@@ -76,7 +76,8 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
         // A batch larger than the cache would be cut to its newest part.
         let cache = if options.method.is_on_policy() { rows } else { options.cache.max(rows) };
         let extra = data.extra.filter(|_| options.method == Method::Distill);
-        let split = |rows| Split::new(source, options.defensive, rows);
+        let round = target.contexts.map_or(1, |contexts| contexts.len().saturating_mul(contexts.draws()));
+        let split = |rows| Split::new(source, options.defensive, rows, round);
         let held_out = data.held_out.filter(|_| options.swap == Swap::CrossEntropy);
         let rejection = Rejection::new(source, target.potential, options.seed);
         let mut pool = Pool::new(backend, space, cache, rows, rejection.log_bound, extra)?;
@@ -92,7 +93,7 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
             source,
             options,
             objective,
-            draws: Proposed::new(backend, space, split(rows), features)?,
+            draws: Proposed::new(backend, space, split(rows)?, features)?,
             log_w: backend.zeros(rows, "log-weights")?,
             pool,
             rejection,
@@ -100,8 +101,8 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
             log_pi: backend.zeros(chosen.rows(), "step log-probs")?,
             chosen,
             steps: Steps::First,
-            judge: Judge::new(backend, space, split(options.evaluation_rows), options.kept_evaluations, features)?,
-            data_judge: held_out.map(|data| DataJudge::new(backend, split(rows), data.rows)).transpose()?,
+            judge: Judge::new(backend, space, split(options.evaluation_rows)?, options.kept_evaluations, features)?,
+            data_judge: held_out.map(|data| DataJudge::new(backend, split(rows)?, data.rows)).transpose()?,
             look: Draws::new(backend, space, options.evaluation_rows, features)?,
             data,
             target,
@@ -376,7 +377,8 @@ mod tests {
         // Smoothed, so that no draw has P = 0.
         let mut base = Markov::fit(&seen, 1, false, 0.5).unwrap();
         let (mut scorer, mut frozen) = (base.clone(), Vec::new());
-        let mut target = Target { base: &mut base, features: &features, potential: &potential, guide: None };
+        let mut target =
+            Target { base: &mut base, features: &features, potential: &potential, guide: None, contexts: None };
         let mut policy = Lstm::new(space, LstmShape { layers: 1, hidden: 4, dropout: 0.0 }, 0).unwrap();
         let mut options = TuneOptions::default();
         (options.batch, options.samples, options.cache, options.proposal) = (40, 400, 100, Source::Base);

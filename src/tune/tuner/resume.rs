@@ -110,7 +110,8 @@ impl<B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'_, '_, B, R, P> {
 
     /// Puts a state back, which is of this run.
     fn restore(&mut self, state: &State) -> Result<()> {
-        let State { counters, policy, proposal, pool: rows, order, ledger, contexts, judge, judge_first, history } = state;
+        let State { counters, policy, proposal, pool: rows, order, ledger, contexts, judge, judge_first, history } =
+            state;
         let (backend, space) = (self.backend, self.target.base.space());
         let source = counters.source().unwrap_or(self.source);
         let Pool { batch, log_w, log_q, order: slots, ledger: books, contexts: context_books, .. } = &mut self.pool;
