@@ -1,5 +1,5 @@
-// weights.cu -- importance weights, and the step's statistics as sums over fixed chunks of rows folded in order: the same
-// bits whatever the grid.
+// weights.cu -- importance weights, log-probs under a mixture, and the step's statistics as sums over fixed chunks of rows
+// folded in order: the same bits whatever the grid.
 #include "common/reduce.cuh"
 #include "common/status.cuh"
 
@@ -19,6 +19,21 @@ importance_weights(const double* log_p, const double* log_q, double log_scale, u
     if (!good) note_fault(status, row, kBadImportance);
     log_w[row] = good ? log_weight : double(NAN);
     weights[row] = good ? weight : NAN;
+  }
+}
+
+// log_q = log(s q + s' q') in place, both [rows], from the logs of the shares. A row that one component cannot draw has the
+// other's share alone; NaN stays NaN. Any grid.
+extern "C" __global__ void __launch_bounds__(256)
+mix_log_probs(double* log_q, const double* log_other, double log_share, double log_other_share, uint64_t rows) {
+  const uint64_t stride = uint64_t(gridDim.x) * blockDim.x;
+  for (uint64_t row = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x; row < rows; row += stride) {
+    const double a = log_share + log_q[row], b = log_other_share + log_other[row];
+    const bool less = a < b;
+    const double low = less ? a : b, high = less ? b : a;
+    // Neither -inf - -inf nor a NaN that a maximum would drop.
+    const double log_prob = low == -kInf ? high : high + log1p(exp(low - high));
+    log_q[row] = log_prob > 0 ? 0.0 : log_prob;
   }
 }
 
@@ -89,5 +104,6 @@ fold_sums(const double* sums, uint64_t chunks, uint32_t columns, double* total) 
 }
 
 EXPORT_KERNEL(importance_weights)
+EXPORT_KERNEL(mix_log_probs)
 EXPORT_KERNEL(weight_sums)
 EXPORT_KERNEL(fold_sums)

@@ -111,6 +111,12 @@ fn options_and_values_that_do_not_exist() {
         &["--baseline=leave-one-out"],
         &["--method", "reinforce", "--divergence", "js"],
         &["--method", "kl-control", "--clip-weights", "2"],
+        &["--defensive", "1"],
+        &["--defensive", "-0.1"],
+        &["--defensive", "nan"],
+        &["--defensive", "0.1", "--swap", "never"],
+        &["--defensive", "0.1", "--method", "distill"],
+        &["--defensive", "0.1", "--batch", "1"],
         &["--seed", "1", "--seed", "2"],
     ];
     for words in cases {

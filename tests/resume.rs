@@ -149,6 +149,11 @@ fn from_every_checkpoint_the_end_is_the_same_bit_for_bit() {
         } else if (method, proposal, swap) == (Method::DpgOffPolicy, Source::Guided, Swap::Never) {
             options.clip_weights = 1.1;
         }
+        options.defensive = match (method, proposal, swap) {
+            (Method::DpgOffPolicy, Source::Base, Swap::Kl | Swap::CrossEntropy) => 0.3,
+            (Method::DpgOffPolicy, Source::Guided, Swap::Tv) | (Method::TrajectoryBalance, ..) => 0.1,
+            _ => 0.0,
+        };
         let case = format!("{method:?} from {proposal:?}, baseline {baseline:?}, swap {swap:?}");
         let mut policy = lstm(5);
         let tuned = world.run(&mut policy, &options, None).unwrap();
@@ -272,6 +277,8 @@ fn checkpoints_of_other_runs_are_refused_by_what_differs() {
     option("decay", &["false", "true"], |o| o.decay = false);
     option("evaluations", &["9", "8"], |o| o.evaluations = 9);
     option("evaluation_rows", &["51", "50"], |o| o.evaluation_rows = 51);
+    option("kept_evaluations", &["7", "8"], |o| o.kept_evaluations = 7);
+    option("defensive", &["0.25", "0.0"], |o| o.defensive = 0.25);
     option("seed", &["4", "3"], |o| o.seed = 4);
     let other = |words: &[&str], change: fn(&mut World, &mut Lstm)| refused(&path, words, |w, _, p| change(w, p));
     other(&["another run: policy: expected", "\"hidden\":6", "\"hidden\":5"], |_, policy| {

@@ -76,7 +76,9 @@ fn seconds(common: &Common, plan: &Plan, rates: &Rates) -> [(&'static str, f64);
         1 => *gradient,
         rows => times(rows, 2.0 * score + gradient),
     };
-    let draws = times(common.samples, sample + score) + times(common.samples * plan.updates, update);
+    // Each component of a mixture scores what the other drew.
+    let mixed = if common.defensive.is_some() { *score } else { 0.0 };
+    let draws = times(common.samples, sample + score + mixed) + times(common.samples * plan.updates, update);
     // Twenty evaluations of at most 8·512 kept draws, and 2·512 fresh ones.
     let evaluations = 20.0 * (times(8 * 512, *score) + times(2 * 512, sample + score));
     let judged = common.bounded(JUDGED);

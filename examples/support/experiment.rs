@@ -196,6 +196,7 @@ pub fn tune_options(common: &Common) -> TuneOptions {
         Swap::Every(n) => tune::Swap::Every(n),
         Swap::Never => tune::Swap::Never,
     };
+    options.defensive = common.defensive.unwrap_or(0.0);
     options.baseline = match common.baseline {
         Baseline::None => tune::Baseline::None,
         Baseline::Mean => tune::Baseline::Mean,

@@ -280,6 +280,10 @@ pub struct Common {
     /// When the policy replaces the proposal: by lower kl, tv or ce, never, or every:N updates
     #[arg(long, default_value = "kl", value_name = "RULE")]
     pub swap: Swap,
+    /// The share of the draws that the first proposal keeps once the policy replaces it: all are weighed by the mixture of
+    /// both, so what the policy forgets is not lost
+    #[arg(long, value_name = "SHARE", value_parser = share, allow_negative_numbers = true)]
+    pub defensive: Option<f64>,
     /// What DPG descends: kl, reverse-kl, tv, js, chi2, reverse-chi2 or alpha:X
     #[arg(long, default_value = "kl", value_name = "DIVERGENCE")]
     pub divergence: Descent,
@@ -794,6 +798,10 @@ fn seed(text: &str) -> std::result::Result<u64, String> {
 fn positive(text: &str) -> std::result::Result<f64, String> {
     let fits = |&x: &f64| x as f32 > 0.0 && (x as f32).is_finite();
     text.parse().ok().filter(fits).ok_or_else(|| expected("a positive finite number", text))
+}
+
+fn share(text: &str) -> std::result::Result<f64, String> {
+    text.parse().ok().filter(|x| (0.0..1.0).contains(x)).ok_or_else(|| expected("0 or more and below 1", text))
 }
 
 fn multiple(text: &str) -> std::result::Result<u32, String> {

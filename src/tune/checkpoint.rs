@@ -13,6 +13,7 @@
 //! | `contexts` | u64 `[contexts, …]` | the means of the contexts' weights, bit by bit |
 //! | `ledger` | u64 | the pool's books, bit by bit |
 //! | `judge.tokens`; `.lengths`, `.given`, `.context`; `.log_p`, `.log_q` | as above | draws to judge by |
+//! | `judge.log_first` | f64 `[rows]` | their log q under the first proposal, where that stays a part of the mixture |
 //! | `history.counts`; `.values`, `.moments` | u64; f64, `[records, …]` | the records |
 //! | `counters` | u64 | see [`Counters`] |
 //!
@@ -35,6 +36,9 @@ use crate::weights::{Estimate, LogMean};
 
 /// What the file says it holds.
 const KIND: &str = "tuning";
+
+/// log q under the first proposal.
+const JUDGE_FIRST: &str = "judge.log_first";
 
 /// Where and how often a run writes checkpoints, and what it continues from.
 #[derive(Debug, Clone)]
@@ -152,6 +156,8 @@ pub(super) struct State {
     pub contexts: Vec<LogMean>,
     /// The judge's sequences with log P and log q.
     pub judge: Rows,
+    /// log q of these under the first proposal; empty where no mixture needs it.
+    pub judge_first: Vec<f64>,
     pub history: Vec<Record>,
 }
 
@@ -265,7 +271,7 @@ fn means(file: &Saved) -> Result<Vec<LogMean>> {
 impl State {
     /// Writes all of it, and what run it is of, in place of what is at `path`.
     pub fn write(&self, path: &Path, run: &[(String, String)]) -> Result<()> {
-        let State { counters, policy, proposal, pool, order, ledger, contexts, judge, history } = self;
+        let State { counters, policy, proposal, pool, order, ledger, contexts, judge, judge_first, history } = self;
         let (counts, values, moments) = columns(history);
         let (records, features) = (history.len(), history.first().map_or(0, |record| record.moments.len()));
         let mut tensors = vec![
@@ -279,6 +285,9 @@ impl State {
         ];
         tensors.extend(pool.tensors("pool", ["log_w", "log_q"]));
         tensors.extend(judge.tensors("judge", ["log_p", "log_q"]));
+        if !judge_first.is_empty() {
+            tensors.push(Tensor::new(JUDGE_FIRST, &[judge_first.len()], judge_first));
+        }
         tensors.extend(model_tensors("policy", &policy.parameters));
         if let Some(OptimizerState { first, second, norms, .. }) = &policy.optimizer {
             tensors.push(Tensor::new::<u64>("norms", &[size_of::<GradientNorms>() / 8], cast_slice(from_ref(norms))));
@@ -318,6 +327,7 @@ impl State {
             ledger: one::<u64, _>(file, "ledger")?,
             contexts: means(file)?,
             judge: Rows::read(file, "judge", ["log_p", "log_q"])?,
+            judge_first: if file.has(JUDGE_FIRST) { all(file, JUDGE_FIRST)? } else { Vec::new() },
             history: records(file)?,
         })
     }

@@ -25,8 +25,8 @@ pub enum Source {
 pub struct Draws<B: Backend> {
     /// The sequences.
     pub batch: Batch<B>,
-    log_q: B::Buffer<f64>,
-    log_base: B::Buffer<f64>,
+    pub(super) log_q: B::Buffer<f64>,
+    pub(super) log_base: B::Buffer<f64>,
     pub(super) log_p: B::Buffer<f64>,
     phi: B::Buffer<f32>,
     /// log q per row.
@@ -91,6 +91,11 @@ impl<B: Backend> Draws<B> {
         draw: Draw,
     ) -> Result<()> {
         self.draw(backend, target, source, policy, draw)?;
+        self.fetch(backend)
+    }
+
+    /// Brings all but the tokens to the host.
+    pub(super) fn fetch(&mut self, backend: &B) -> Result<()> {
         backend.download(&self.log_q, &mut self.host_log_q)?;
         backend.download(&self.log_base, &mut self.host_log_base)?;
         backend.download(&self.log_p, &mut self.host_log_p)?;

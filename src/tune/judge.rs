@@ -1,23 +1,29 @@
 //! Draws that only judge: has π become better than q?
+//!
+//! No sequence that trained π or q is among them: they have numbers of their own under [`Purpose::Evaluate`]. Those of the
+//! last few evaluations are kept while q stays what it is, since their weights P/q stay exact: the oldest leave, and all of
+//! them when q ← π.
+//!
+//! [`Purpose::Evaluate`]: crate::rng::Purpose::Evaluate
 
 use super::checkpoint::Rows;
-use super::{Draws, Source, Swap, Target};
+use super::proposed::{Proposed, Split, score};
+use super::{Source, Swap, Target};
 use crate::backend::Backend;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect_len};
 use crate::models::{Policy, Sampler};
 use crate::rng::Draw;
 use crate::tokens::{Batch, Space};
 use crate::weights::{Estimate, ImportanceWeights, MIN_ESS, cross_entropy_difference, within_contexts};
 
-/// The most draws of one proposal that are kept to judge by, in evaluations.
-const KEPT_EVALUATIONS: usize = 8;
-
 /// Draws of the current proposal, none of which either model was trained on.
 pub(super) struct Judge<B: Backend> {
-    draws: Draws<B>,
+    draws: Proposed<B>,
     held: Batch<B>,
     log_p: Vec<f64>,
     log_q: Vec<f64>,
+    /// log q₁ where the proposal is to be a mixture, else empty.
+    log_first: Vec<f64>,
     log_pi: B::Buffer<f64>,
     host_log_pi: Vec<f64>,
     oldest: usize,
@@ -45,13 +51,16 @@ pub(super) struct Verdict {
 }
 
 impl<B: Backend> Judge<B> {
-    pub fn new(backend: &B, space: Space, rows: usize, features: usize) -> Result<Self> {
-        let held = rows.saturating_mul(KEPT_EVALUATIONS);
+    /// Room for the draws of `kept` evaluations, of which each adds the rows of `split`.
+    pub fn new(backend: &B, space: Space, split: Split, kept: usize, features: usize) -> Result<Self> {
+        let rows = split.first + split.rest;
+        let held = rows.saturating_mul(kept);
         Ok(Judge {
-            draws: Draws::new(backend, space, rows, features)?,
+            draws: Proposed::new(backend, space, split, features)?,
             held: Batch::with_capacity(backend, space, held)?,
             log_p: Vec::with_capacity(held),
             log_q: Vec::with_capacity(held),
+            log_first: Vec::with_capacity(if split.is_mixture() { held } else { 0 }),
             log_pi: backend.zeros(held, "log-probs of the policy")?,
             host_log_pi: vec![0.0; held],
             oldest: 0,
@@ -64,6 +73,7 @@ impl<B: Backend> Judge<B> {
         self.held.rows = 0;
         self.log_p.clear();
         self.log_q.clear();
+        self.log_first.clear();
         self.oldest = 0;
     }
 
@@ -72,18 +82,26 @@ impl<B: Backend> Judge<B> {
         Rows::of(backend, &self.held, self.held.rows, [self.log_p.clone(), self.log_q.clone()])
     }
 
+    /// log q₁ of the draws that are kept, where the proposal is to be a mixture.
+    pub fn log_first(&self) -> &[f64] {
+        &self.log_first
+    }
+
     /// The place of the oldest draws, which the next ones take.
     pub fn oldest(&self) -> usize {
         self.oldest
     }
 
     /// Puts back draws that fit, and the place of the oldest.
-    pub fn restore(&mut self, backend: &B, rows: &Rows, oldest: usize) -> Result<()> {
+    pub fn restore(&mut self, backend: &B, rows: &Rows, log_first: &[f64], oldest: usize) -> Result<()> {
         rows.check("draws to judge by", self.held.space, self.held.capacity())?;
+        let expected = if self.draws.split.is_mixture() { rows.len() } else { 0 };
+        expect_len("log q of the first proposal", expected, log_first.len())?;
         rows.put(backend, &mut self.held)?;
         self.held.rows = rows.len();
         let [log_p, log_q] = &rows.values;
         (self.log_p, self.log_q, self.oldest) = (log_p.clone(), log_q.clone(), oldest);
+        self.log_first = log_first.to_vec();
         Ok(())
     }
 
@@ -99,30 +117,49 @@ impl<B: Backend> Judge<B> {
         draw: Draw,
     ) -> Result<Verdict> {
         self.draws.fill(backend, target, comparison.source, proposal, draw)?;
-        let rows = self.draws.rows();
-        if self.held.rows < self.held.capacity() {
-            self.held.copy_rows(backend, &self.draws.batch, &self.slots, self.held.rows)?;
-            self.log_p.extend_from_slice(&self.draws.host_log_p);
-            self.log_q.extend_from_slice(&self.draws.host_log_q);
-        } else {
-            self.held.copy_rows(backend, &self.draws.batch, &self.slots, self.oldest)?;
-            self.log_p[self.oldest..][..rows].copy_from_slice(&self.draws.host_log_p);
-            self.log_q[self.oldest..][..rows].copy_from_slice(&self.draws.host_log_q);
-            self.oldest = (self.oldest + rows) % self.held.capacity();
+        let mut at = self.held.rows;
+        if at == self.held.capacity() {
+            at = self.oldest;
+            self.oldest = (at + self.draws.rows()) % self.held.capacity();
+        }
+        put(&mut self.log_first, at, self.draws.host_log_first());
+        for draws in self.draws.parts() {
+            self.held.copy_rows(backend, &draws.batch, &self.slots[..draws.rows()], at)?;
+            put(&mut self.log_p, at, &draws.host_log_p);
+            put(&mut self.log_q, at, &draws.host_log_q);
+            at += draws.rows();
         }
         policy.score(&self.held, B::view_mut(&mut self.log_pi, self.held.rows))?;
         let log_pi = &mut self.host_log_pi[..self.held.rows];
         backend.download(&self.log_pi, log_pi)?;
+        let after_swap = self.draws.split.mixed(&self.log_first, log_pi);
+        let compare = |log_p: &[f64]| compare(log_p, &self.log_q, log_pi, &after_swap, self.draws.split, comparison);
         if log_z.is_empty() {
-            return compare(&self.log_p, &self.log_q, log_pi, comparison);
+            return compare(&self.log_p);
         }
         let mut context = vec![0; self.held.rows];
         backend.download(&self.held.context, &mut context)?;
-        compare(&within_contexts(&self.log_p, &context, log_z), &self.log_q, log_pi, comparison)
+        compare(&within_contexts(&self.log_p, &context, log_z))
     }
 }
 
-fn compare(log_p: &[f64], log_q: &[f64], log_pi: &[f64], comparison: Comparison) -> Result<Verdict> {
+/// Writes `values` from `at` on, which may be the end.
+fn put(to: &mut Vec<f64>, at: usize, values: &[f64]) {
+    if !values.is_empty() {
+        to.resize(to.len().max(at + values.len()), 0.0);
+        to[at..][..values.len()].copy_from_slice(values);
+    }
+}
+
+/// Estimates of π, and whether q′ (`after_swap`), which is what π would propose with, is nearer to p than q is.
+fn compare(
+    log_p: &[f64],
+    log_q: &[f64],
+    log_pi: &[f64],
+    after_swap: &[f64],
+    split: Split,
+    comparison: Comparison,
+) -> Result<Verdict> {
     let weights = match ImportanceWeights::new(log_p, log_q) {
         Ok(weights) => match comparison.outside {
             Some(outside) => weights.with_outside(outside),
@@ -133,39 +170,58 @@ fn compare(log_p: &[f64], log_q: &[f64], log_pi: &[f64], comparison: Comparison)
         Err(error) => return Err(error),
     };
     let enough = weights.ess() >= MIN_ESS;
-    let superior = match comparison.swap {
-        Swap::Kl => weights.is_superior(log_pi)?,
-        Swap::Tv => enough && weights.tv_difference(log_pi)?.exceeds_zero(2.0),
-        _ => false,
-    };
-    Ok(Verdict {
+    let mut verdict = Verdict {
         kl: enough.then(|| weights.kl_to(log_pi)).transpose()?,
         kl_proposal: enough.then(|| weights.kl_to_proposal()),
         tv: enough.then(|| weights.tv_to(log_pi)).transpose()?,
         ess: weights.ess() / log_p.len() as f64,
-        superior,
-    })
+        superior: false,
+    };
+    verdict.superior = match comparison.swap {
+        Swap::Kl => weights.is_superior(after_swap)?,
+        Swap::Tv if enough => {
+            let weights = match comparison.outside {
+                Some(outside) => weights.with_outside(outside_after_swap(outside, log_p, split)?),
+                None => weights,
+            };
+            weights.tv_difference(after_swap)?.exceeds_zero(2.0)
+        }
+        _ => false,
+    };
+    Ok(verdict)
+}
+
+/// q′(P = 0) from π(P = 0) and the rows of the first proposal, which draws all of them where `outside` is needed.
+fn outside_after_swap(outside: Estimate, log_p: &[f64], split: Split) -> Result<Estimate> {
+    if !split.is_mixture() {
+        return Ok(outside);
+    }
+    let [first, rest] = split.shares();
+    let misses = log_p.iter().filter(|&&log_p| log_p == f64::NEG_INFINITY).count();
+    Ok(outside.scaled(rest).plus(Estimate::frequency(misses, log_p.len())?.scaled(first)))
 }
 
 /// The paper's test: lower cross-entropy on held-out data, by more than two standard errors.
 pub(super) struct DataJudge<B: Backend> {
-    log_pi: B::Buffer<f64>,
-    log_q: B::Buffer<f64>,
-    host_log_pi: Vec<f64>,
-    host_log_q: Vec<f64>,
+    split: Split,
+    log_probs: B::Buffer<f64>,
+    /// log q₁ of the data.
+    log_first: Vec<f64>,
+    /// log-probs under the frozen policy.
+    log_frozen: Vec<f64>,
+    log_pi: Vec<f64>,
 }
 
 impl<B: Backend> DataJudge<B> {
-    pub fn new(backend: &B, rows: usize) -> Result<Self> {
-        Ok(DataJudge {
-            log_pi: backend.zeros(rows, "held-out log-probs")?,
-            log_q: backend.zeros(rows, "held-out log-probs")?,
-            host_log_pi: vec![0.0; rows],
-            host_log_q: vec![0.0; rows],
-        })
+    /// Room for `rows` sequences of data; `split` says what proposes.
+    pub fn new(backend: &B, split: Split, rows: usize) -> Result<Self> {
+        let log_probs = backend.zeros(rows, "held-out log-probs")?;
+        let [log_first, log_frozen, log_pi] = [(); 3].map(|()| vec![0.0; rows]);
+        Ok(DataJudge { split, log_probs, log_first, log_frozen, log_pi })
     }
 
-    /// Compares π with the proposal that `source` names; `proposal` is the policy that proposes.
+    /// Compares what would propose if q ← π with what does: what `source` names, or from the first swap on `proposal`, each
+    /// policy in its mixture with the first proposal where there is one.
     pub fn is_superior<R: Sampler<B>, P: Policy<B>>(
         &mut self,
         backend: &B,
@@ -175,15 +231,21 @@ impl<B: Backend> DataJudge<B> {
         policy: &mut P,
         data: &Batch<B>,
     ) -> Result<bool> {
-        policy.score(data, B::view_mut(&mut self.log_pi, data.rows))?;
-        let log_q = B::view_mut(&mut self.log_q, data.rows);
-        match (source, proposal, target.guide) {
-            (Source::Policy, Some(proposal), _) => proposal.score(data, log_q)?,
-            (Source::Guided, _, Some(guide)) => target.base.score_guided(guide, data, log_q)?,
-            _ => target.base.score(data, log_q)?,
+        let DataJudge { split, log_probs, log_first, log_frozen, log_pi } = self;
+        policy.score(data, B::view_mut(log_probs, data.rows))?;
+        backend.download(log_probs, log_pi)?;
+        if source != Source::Policy || split.is_mixture() {
+            score(target, split.source, data, B::view_mut(log_probs, data.rows))?;
+            backend.download(log_probs, log_first)?;
         }
-        backend.download(&self.log_pi, &mut self.host_log_pi)?;
-        backend.download(&self.log_q, &mut self.host_log_q)?;
-        Ok(cross_entropy_difference(&self.host_log_q, &self.host_log_pi)?.exceeds_zero(2.0))
+        let before = match proposal.filter(|_| source == Source::Policy) {
+            Some(proposal) => {
+                proposal.score(data, B::view_mut(log_probs, data.rows))?;
+                backend.download(log_probs, log_frozen)?;
+                split.mixed(log_first, log_frozen)
+            }
+            None => log_first.clone(),
+        };
+        Ok(cross_entropy_difference(&before, &split.mixed(log_first, log_pi))?.exceeds_zero(2.0))
     }
 }

@@ -23,6 +23,7 @@ mod evaluate;
 mod judge;
 mod objective;
 mod pool;
+mod proposed;
 mod rejection;
 mod subtrajectory;
 mod tuner;
@@ -95,6 +96,18 @@ pub struct TuneOptions {
     pub divergence: Divergence,
     /// When q ← π; read by off-policy methods.
     pub swap: Swap,
+    /// The share a of each batch that the first proposal q₁ keeps once q ← π; 0 for none, below 1. The rest comes from the
+    /// frozen policy q₂, and all are weighed by q = a·q₁ + (1 − a)·q₂ (a defensive mixture: Hesterberg 1995; Owen & Zhou
+    /// 2000; the balance heuristic of Veach & Guibas 1995). No weight then exceeds P/q₁ by more than 1/a, so a policy that
+    /// forgets a part of p cannot lose it where q₁ covers p. a is rounded to whole rows, of a batch and of an evaluation, 1 at
+    /// least from each of the two, and the densities are mixed by what that comes to; with contexts to whole rounds over all
+    /// of them, of which a batch and an evaluation must then consist. π replaces q₂ when the mixture with π beats the
+    /// mixture with q₂. For methods and rules that swap.
+    ///
+    /// It costs passes beside the drawing: π scores what q₁ drew, the a-th part of a batch, and a guided r what q₂ drew, the
+    /// rest; r unguided has scored it already. A model that samples in another precision than it scores in
+    /// ([`Precision::Half`](crate::models::Precision)) mixes densities that differ by as much.
+    pub defensive: f64,
     /// What is held against the weights; distillation has none, and sub-trajectory balance needs none, as nothing but
     /// differences of log-weights is in it.
     pub baseline: Baseline,
@@ -110,7 +123,10 @@ pub struct TuneOptions {
     /// The most updates that a kept draw takes part in, on average: where a proposal yields few draws of positive weight,
     /// fewer updates are made rather than those few learnt by heart.
     pub uses: usize,
-    /// Draws kept with their weights, one batch at least; the oldest leave first.
+    /// The replay buffer's capacity: draws kept with their weights, one batch at least; the oldest leave first. The weight of
+    /// a draw is P over the proposal that drew it, so it stays exact when q ← π and for as long as it is kept. All that are
+    /// kept take turns, [`TuneOptions::updates`] batches of them a batch of draws, none more than [`TuneOptions::uses`] times
+    /// on average. On-policy methods keep the last batch alone.
     pub cache: usize,
     /// The optimiser at the start; the gradient is per token.
     pub adam: AdamOptions,
@@ -118,8 +134,11 @@ pub struct TuneOptions {
     pub decay: bool,
     /// Evaluations over the run.
     pub evaluations: usize,
-    /// Sequences drawn for each evaluation.
+    /// Sequences drawn for each evaluation, and as many from π for its moments; none of them is ever trained on.
     pub evaluation_rows: usize,
+    /// Evaluations whose draws judge, 1 or more, those of the present proposal at most: the oldest leave. More of them
+    /// tell smaller differences apart; π scores all at each evaluation.
+    pub kept_evaluations: usize,
     /// Seed of all draws.
     pub seed: u64,
 }
@@ -131,6 +150,7 @@ impl Default for TuneOptions {
             proposal: Source::Guided,
             divergence: Divergence::ForwardKl,
             swap: Swap::Kl,
+            defensive: 0.0,
             baseline: Baseline::None,
             clip_weights: f64::INFINITY,
             samples: 20_000,
@@ -142,6 +162,7 @@ impl Default for TuneOptions {
             decay: true,
             evaluations: 20,
             evaluation_rows: 512,
+            kept_evaluations: 8,
             seed: 0,
         }
     }
@@ -149,7 +170,8 @@ impl Default for TuneOptions {
 
 impl TuneOptions {
     /// # Errors
-    /// A count of zero, a bad optimiser, a swap interval of zero, an objective whose parts do not go together.
+    /// A count of zero, a bad optimiser, a swap interval of zero, an objective whose parts do not go together, a defensive
+    /// share outside of 0 to 1 or of what never swaps.
     pub fn check(&self) -> Result<()> {
         self.adam.check()?;
         objective::Objective::new(self)?;
@@ -161,6 +183,7 @@ impl TuneOptions {
             ("cached draws", self.cache),
             ("evaluations", self.evaluations),
             ("evaluation rows", self.evaluation_rows),
+            ("evaluations kept", self.kept_evaluations),
         ];
         if let Some((what, _)) = counts.iter().find(|(_, count)| *count == 0) {
             return Err(Error::argument(*what, "1 or more", 0));
@@ -170,6 +193,25 @@ impl TuneOptions {
         }
         if self.proposal == Source::Policy {
             return Err(Error::argument("first proposal", "the base, guided or not", "the policy"));
+        }
+        self.check_defensive()
+    }
+
+    fn check_defensive(&self) -> Result<()> {
+        let refused = |expected: &str, got: String| Err(Error::argument("defensive share", expected, got));
+        if !(0.0..1.0).contains(&self.defensive) {
+            return refused("0 or more and below 1", self.defensive.to_string());
+        }
+        if self.defensive == 0.0 {
+            return Ok(());
+        }
+        if !self.method.is_off_policy() || self.swap == Swap::Never {
+            let got = format!("{:?} with {:?}", self.method, self.swap);
+            return refused("0 for a method or a rule that never swaps", got);
+        }
+        let least = self.rows().min(self.evaluation_rows);
+        if least < 2 {
+            return refused("2 sequences or more a batch and an evaluation, one of each component", least.to_string());
         }
         Ok(())
     }
@@ -186,6 +228,13 @@ impl TuneOptions {
 }
 
 /// How things stand at one evaluation.
+///
+/// What is said of π and q comes from sequences that neither was trained on: `kl`, `kl_proposal`, `tv` and `ess` from draws of
+/// q made to judge alone, those of the last [`TuneOptions::kept_evaluations`] evaluations and none from before q ← π;
+/// `moments` from new draws of π. A window and no decay: the weights P/q of all of them are exact, so giving less weight to
+/// the older would only cost precision. `log_z` is over the training draws, whose weights were fixed when they were drawn,
+/// by a q that had not seen them: they know nothing of what was trained on them, and Ẑ is unbiased; with contexts it is also what
+/// the judge's weights are measured by, each context's by its own. `clipped` is what became of those weights; `loss` and the gradient's norm are those of the updates themselves.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
 pub struct Record {
     /// Sequences drawn for training so far.

@@ -2,6 +2,7 @@
 
 use super::judge::{Comparison, DataJudge, Judge, Verdict};
 use super::objective::Objective;
+use super::proposed::{Proposed, Split};
 use super::subtrajectory::Balancing;
 use super::{
     Choice, Chosen, Draws, Method, NewDraws, Pool, Record, Rejection, Source, Swap, Target, TuneData, TuneOptions,
@@ -27,7 +28,7 @@ pub(super) struct Tuner<'a, 'b, B: Backend, R, P> {
     options: &'a TuneOptions,
     objective: Objective,
     data: TuneData<'a, B>,
-    draws: Draws<B>,
+    draws: Proposed<B>,
     /// log w of the draws.
     log_w: B::Buffer<f64>,
     pool: Pool<B>,
@@ -78,6 +79,8 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
         // A batch larger than the cache would be cut to its newest part.
         let cache = if options.method.is_on_policy() { rows } else { options.cache.max(rows) };
         let extra = data.extra.filter(|_| options.method == Method::Distill);
+        let round = target.contexts.map_or(1, |contexts| contexts.len().saturating_mul(contexts.draws()));
+        let split = |rows| Split::new(source, options.defensive, rows, round);
         let held_out = data.held_out.filter(|_| options.swap == Swap::CrossEntropy);
         let rejection = Rejection::new(source, target.potential, options.seed);
         let mut pool = Pool::new(backend, space, cache, rows, rejection.log_bound, extra)?;
@@ -98,7 +101,7 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
             source,
             options,
             objective,
-            draws: Draws::new(backend, space, rows, features)?,
+            draws: Proposed::new(backend, space, split(rows)?, features)?,
             log_w: backend.zeros(rows, "log-weights")?,
             pool,
             rejection,
@@ -107,8 +110,8 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
             chosen,
             balancing,
             steps: Steps::First,
-            judge: Judge::new(backend, space, options.evaluation_rows, features)?,
-            data_judge: held_out.map(|data| DataJudge::new(backend, data.rows)).transpose()?,
+            judge: Judge::new(backend, space, split(options.evaluation_rows)?, options.kept_evaluations, features)?,
+            data_judge: held_out.map(|data| DataJudge::new(backend, split(rows)?, data.rows)).transpose()?,
             look: Draws::new(backend, space, options.evaluation_rows, features)?,
             data,
             target,
@@ -125,7 +128,7 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
     pub fn step(&mut self, draw: Draw) -> Result<()> {
         let backend = self.backend;
         backend.upload(&[self.options.rate(self.samples)], &mut self.rate)?;
-        self.samples += self.draws.batch.capacity();
+        self.samples += self.draws.rows();
         if let Steps::Recorded(recording, first) = &self.steps {
             if backend.replay(recording, draw.first - first.first)? {
                 return Ok(());
@@ -149,7 +152,7 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
         self.train()
     }
 
-    /// Draws a batch from the current proposal; on-policy methods propose from π itself.
+    /// Draws a batch from the current proposal, which may be a mixture; on-policy methods propose from π itself.
     fn draw(&mut self, draw: Draw) -> Result<()> {
         let policy = match &mut self.proposal {
             Some(proposal) => proposal,
@@ -161,28 +164,32 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
     /// Weighs the draws and puts them where updates find them: those of positive weight, or all where the others have a
     /// gradient too; for REINFORCE with their rewards, for KL-control with their returns; for distillation those that
     /// rejection accepts.
-    fn keep(&mut self, draw: Draw) -> Result<()> {
-        let (backend, method, rows) = (self.backend, self.options.method, self.draws.batch.rows);
-        let (log_p, log_q) = (self.draws.log_p(), self.draws.log_q());
-        backend.weigh(&mut self.pool, log_p, log_q, B::view_mut(&mut self.log_w, rows))?;
-        if let Some(contexts) = self.target.contexts {
-            backend.weigh_contexts(&mut self.pool, contexts, draw, B::view(&self.log_w, rows))?;
-        }
-        match &method {
-            Method::Reinforce => backend.reward(&mut self.pool, log_p)?,
-            Method::Distill => {
-                backend.accept(&mut self.pool, &self.rejection, draw, B::view_mut(&mut self.log_w, rows))?;
+    fn keep(&mut self, mut draw: Draw) -> Result<()> {
+        let (backend, method) = (self.backend, self.options.method);
+        for draws in self.draws.parts() {
+            let (rows, log_p, log_q) = (draws.rows(), draws.log_p(), draws.log_q());
+            backend.weigh(&mut self.pool, log_p, log_q, B::view_mut(&mut self.log_w, rows))?;
+            if let Some(contexts) = self.target.contexts {
+                backend.weigh_contexts(&mut self.pool, contexts, draw, B::view(&self.log_w, rows))?;
             }
-            Method::KlControl(control) => {
-                let returns = B::view_mut(&mut self.log_w, rows);
-                backend.returns(control, log_p, self.draws.log_base(), log_q, returns)?;
+            match &method {
+                Method::Reinforce => backend.reward(&mut self.pool, log_p)?,
+                Method::Distill => {
+                    backend.accept(&mut self.pool, &self.rejection, draw, B::view_mut(&mut self.log_w, rows))?;
+                }
+                Method::KlControl(control) => {
+                    let returns = B::view_mut(&mut self.log_w, rows);
+                    backend.returns(control, log_p, draws.log_base(), log_q, returns)?;
+                }
+                _ => {}
             }
-            _ => {}
+            // R = P: the reward stands in the place of the weight. Only its size relative to the mean reward matters to Adam.
+            let log_w = if method == Method::Reinforce { log_p } else { B::view(&self.log_w, rows) };
+            let (all, fresh) = (self.objective.all, method.is_on_policy());
+            backend.keep(&mut self.pool, &NewDraws { batch: &draws.batch, log_w, log_q, all, fresh })?;
+            draw = draw.skip(rows as u64);
         }
-        // R = P: the reward stands in the place of the weight. Only its size relative to the mean reward matters to Adam.
-        let log_w = if method == Method::Reinforce { log_p } else { B::view(&self.log_w, rows) };
-        let (all, fresh) = (self.objective.all, method.is_on_policy());
-        backend.keep(&mut self.pool, &NewDraws { batch: &self.draws.batch, log_w, log_q, all, fresh })
+        Ok(())
     }
 
     /// Updates π on sequences of the pool, if there are any of positive weight.
@@ -353,6 +360,7 @@ mod tests {
     use crate::features::{Feature, FeatureSet};
     use crate::models::{Lstm, LstmShape, Markov};
     use crate::potential::{Potential, Role};
+    use crate::tokens::Batch;
     use crate::tune::Baseline;
 
     /// The pool's weights after one batch of 640 draws from noise; some meet the requirement.
@@ -369,8 +377,48 @@ mod tests {
         let mut tuner = Tuner::new(&Cpu, &mut target, &mut policy, &options, TuneData::default()).unwrap();
         tuner.step(Draw::new(0, Purpose::Tune)).unwrap();
         assert_eq!(tuner.samples, 640);
-        let positive = tuner.draws.log_p.iter().filter(|log_p| log_p.is_finite()).count();
+        let positive = tuner.draws.parts().flat_map(|draws| &draws.log_p).filter(|log_p| log_p.is_finite()).count();
         (tuner.pool.log_w[..tuner.pool.ledger[0].rows as usize].to_vec(), positive)
+    }
+
+    /// log w + log q = log P(x) and log q is of what drew x, before q ← π and after it.
+    #[test]
+    fn draws_that_are_kept_keep_their_weights_when_q_becomes_pi() {
+        let space = Space::new(2, 4).unwrap();
+        let set = FeatureSet::new(space).with("11", Feature::StartsWith(vec![1, 1])).unwrap();
+        let (features, potential) = (set.compile(&Cpu).unwrap(), Potential::new(&Cpu, &[Role::Tilt(1.5)]).unwrap());
+        let seen = Batch::from_sequences(space, &[vec![0, 1, 3], vec![1, 1, 0, 3], vec![0, 3]]).unwrap();
+        // Smoothed, so that no draw has P = 0.
+        let mut base = Markov::fit(&seen, 1, false, 0.5).unwrap();
+        let (mut scorer, mut frozen) = (base.clone(), Vec::new());
+        let mut target =
+            Target { base: &mut base, features: &features, potential: &potential, guide: None, contexts: None };
+        let mut policy = Lstm::new(space, LstmShape { layers: 1, hidden: 4, dropout: 0.0 }, 0).unwrap();
+        let mut options = TuneOptions::default();
+        (options.batch, options.samples, options.cache, options.proposal) = (40, 400, 100, Source::Base);
+        let mut tuner = Tuner::new(&Cpu, &mut target, &mut policy, &options, TuneData::default()).unwrap();
+        for batch in 0..5 {
+            tuner.step(Draw::new(0, Purpose::Tune).skip(40 * batch)).unwrap();
+            if batch == 2 || batch == 3 {
+                tuner.swap().unwrap();
+                frozen.push(tuner.proposal.clone().unwrap());
+            }
+        }
+        // Of 200 draws the last 100: 20 of r's, 40 of the first frozen policy's, 40 of the second's.
+        let Pool { batch, log_w, log_q, .. } = &tuner.pool;
+        let mut rows = batch.download(&Cpu).unwrap();
+        rows.rows = 100;
+        let mut by = [vec![0.0; 100], vec![0.0; 100], vec![0.0; 100]];
+        crate::models::Scorer::score(&mut scorer, &rows, &mut by[0]).unwrap();
+        crate::models::Scorer::score(&mut frozen[0], &rows, &mut by[1]).unwrap();
+        crate::models::Scorer::score(&mut frozen[1], &rows, &mut by[2]).unwrap();
+        for draw in 100..200_usize {
+            let (slot, drawn_by) = (draw % 100, draw / 40 - 2);
+            let tilt = if rows.sequence(slot).starts_with(&[1, 1]) { 1.5 } else { 0.0 };
+            let (got, want) = (log_q[slot], by[drawn_by][slot]);
+            assert!((got - want).abs() < 1e-9, "draw {draw}, by {drawn_by}: {got} and {want}");
+            assert!((log_w[slot] + log_q[slot] - by[0][slot] - tilt).abs() < 1e-9, "draw {draw}");
+        }
     }
 
     #[test]

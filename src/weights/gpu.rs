@@ -30,6 +30,17 @@ impl<L: Launcher> WeightKernel for Gpu<L> {
         // SAFETY: the caller checked that all four views have `rows` values.
         unsafe { self.launch(Kernel::Weights, Grid::over(rows, 256), arguments) }
     }
+
+    fn mix(&self, log_q: GpuViewMut<'_, f64>, log_other: GpuView<'_, f64>, log_shares: [f64; 2]) -> Result<()> {
+        let (rows, [log_share, log_other_share]) = (log_other.len(), log_shares);
+        if rows == 0 {
+            return Ok(());
+        }
+        // mix_log_probs(double* log_q, const double* log_other, double log_share, double log_other_share, uint64_t rows)
+        let arguments = arguments![&log_q, &log_other, log_share, log_other_share, rows as u64];
+        // SAFETY: the caller checked that both views have `rows` values; `log_q` is borrowed alone.
+        unsafe { self.launch(Kernel::MixLogProbs, Grid::over(rows, 256), arguments) }
+    }
 }
 
 impl<L: Launcher> StatisticsKernel for Gpu<L> {

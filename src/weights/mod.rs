@@ -1,6 +1,6 @@
 //! Importance weights w(x) = P(x)/q(x) in log space, and what is estimated from them.
 //!
-//! [`weights`] is the kernel of the training step; [`ImportanceWeights`] estimates log Z, divergences and moments with
+//! [`weights`] is the kernel of the training step, and [`mix`] that of a proposal with two components; [`ImportanceWeights`] estimates log Z, divergences and moments with
 //! their standard errors from one sample of q; [`statistics`](fn@statistics) says less, but of rows that stay on the device;
 //! [`LogMean`] accumulates log Ẑ across steps.
 
@@ -16,6 +16,7 @@ mod estimate;
 mod estimates;
 mod gpu;
 mod log_mean;
+mod mixture;
 mod pareto;
 mod reduce;
 mod statistics;
@@ -25,6 +26,8 @@ pub(crate) use contexts::{log_z_by_context, within_contexts};
 pub use estimate::Estimate;
 pub use estimates::{ImportanceWeights, MIN_ESS, cross_entropy, cross_entropy_difference};
 pub use log_mean::LogMean;
+pub(crate) use mixture::log_mixture;
+pub use mixture::mix;
 pub use pareto::{PARETO_LIMIT, pareto_k};
 pub use reduce::{CHUNK, log_mean_exp, log_sum_exp};
 pub(crate) use reduce::{fold_chunks, sums};
@@ -41,6 +44,9 @@ pub trait WeightKernel: Memory {
         log_w: Self::ViewMut<'_, f64>,
         weights: Self::ViewMut<'_, f32>,
     ) -> Result<()>;
+
+    /// See [`mix`]; shapes and shares are already checked.
+    fn mix(&self, log_q: Self::ViewMut<'_, f64>, log_other: Self::View<'_, f64>, log_shares: [f64; 2]) -> Result<()>;
 }
 
 /// Writes log w = log P − log q and weights = exp(log w − `log_scale`), all `[rows]`.
@@ -94,6 +100,11 @@ impl WeightKernel for Cpu {
                 Err(Error::not_a_number("importance weight", at))
             }
         }
+    }
+
+    fn mix(&self, log_q: &mut [f64], log_other: &[f64], log_shares: [f64; 2]) -> Result<()> {
+        mixture::on_cpu(log_q, log_other, log_shares);
+        Ok(())
     }
 }
 

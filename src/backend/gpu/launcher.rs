@@ -325,6 +325,8 @@ kernels! {
     AddScaled = "add_scaled",
     /// `weights.cu`: log w and w.
     Weights = "importance_weights",
+    /// `weights.cu`: log-probs under a mixture.
+    MixLogProbs = "mix_log_probs",
     /// `weights.cu`: sums over one chunk of rows.
     WeightSums = "weight_sums",
     /// `weights.cu`: the chunks folded in order.

@@ -104,13 +104,15 @@ impl<B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'_, '_, B, R, P> {
             ledger,
             contexts: pool.context_means(*backend)?,
             judge: judge.state(*backend)?,
+            judge_first: judge.log_first().to_vec(),
             history: history.clone(),
         })
     }
 
     /// Puts a state back, which is of this run.
     fn restore(&mut self, state: &State) -> Result<()> {
-        let State { counters, policy, proposal, pool: rows, order, ledger, contexts, judge, history } = state;
+        let State { counters, policy, proposal, pool: rows, order, ledger, contexts, judge, judge_first, history } =
+            state;
         let (backend, space) = (self.backend, self.target.base.space());
         let source = counters.source().unwrap_or(self.source);
         let Pool { batch, log_w, log_q, order: slots, ledger: books, contexts: context_books, .. } = &mut self.pool;
@@ -132,7 +134,7 @@ impl<B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'_, '_, B, R, P> {
             let names = |there: bool| if there { "a policy's" } else { "none" };
             return Err(Error::argument("state of the proposal", names(proposes), names(proposal.is_some())));
         }
-        self.judge.restore(backend, judge, counters.oldest as usize)?;
+        self.judge.restore(backend, judge, judge_first, counters.oldest as usize)?;
         self.policy.restore(policy)?;
         if let (Some(own), Some(proposal)) = (&mut self.proposal, proposal) {
             own.restore(proposal)?;
@@ -272,7 +274,12 @@ mod tests {
         tuner.swap().unwrap();
         tuner
             .judge
-            .restore(&Cpu, &Rows::of(&Cpu, &tuner.pool.batch, 4096, [vec![0.0; 4096], vec![0.0; 4096]]).unwrap(), 0)
+            .restore(
+                &Cpu,
+                &Rows::of(&Cpu, &tuner.pool.batch, 4096, [vec![0.0; 4096], vec![0.0; 4096]]).unwrap(),
+                &[],
+                0,
+            )
             .unwrap();
         let run = tuner.identity().unwrap();
         let room = tempfile::tempdir().unwrap();

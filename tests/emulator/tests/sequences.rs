@@ -6,7 +6,7 @@ use ebm_dpg::models::Scorer;
 use ebm_dpg::potential::{Potential, Product, Reward, Role, model, reward as reward_of};
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Contexts, Space};
-use ebm_dpg::weights::{WeightedRows, statistics, weights};
+use ebm_dpg::weights::{WeightedRows, mix, statistics, weights};
 
 mod support;
 use support::{bits, bits64, download, noise, on_every_backend, upload};
@@ -17,6 +17,7 @@ on_every_backend!(
     potentials_have_the_bits_of_the_cpu,
     products_of_scorers_have_the_bits_of_the_cpu,
     weights_follow_the_cpu_and_name_the_first_bad_row,
+    mixtures_follow_the_cpu_and_keep_infinity_and_nan,
     statistics_follow_the_cpu,
     statistics_name_bad_rows,
 );
@@ -174,6 +175,28 @@ mod cases {
         assert_eq!((bits64(&got), got_w[400].is_nan()), (bits64(&want), true));
         assert_eq!(bits(&got_w).iter().filter(|&&w| w == f32::NAN.to_bits()).count(), 4);
         run(&[], &[]).2.unwrap();
+    }
+
+    pub fn mixtures_follow_the_cpu_and_keep_infinity_and_nan<L: Launcher>(gpu: &Gpu<L>) {
+        for rows in [0, 1, 300, 1025] {
+            let (mut log_other, mut log_q) = drawn(rows);
+            log_q.iter_mut().skip(4).step_by(5).for_each(|log_q| *log_q = f64::NEG_INFINITY);
+            log_q.iter_mut().skip(3).step_by(13).for_each(|log_q| *log_q = f64::NAN);
+            log_other.iter_mut().skip(5).step_by(17).for_each(|log_other| *log_other = f64::NAN);
+            let shares = [0.2_f64.ln(), 0.8_f64.ln()];
+            let (mut device, other) = (upload(gpu, &log_q), upload(gpu, &log_other));
+            mix(gpu, Gpu::<L>::view_mut(&mut device, rows), Gpu::<L>::view(&other, rows), shares).unwrap();
+            let before = log_q.clone();
+            mix(&Cpu, &mut log_q, &log_other, shares).unwrap();
+            for (row, (got, want)) in download(gpu, &device).iter().zip(&log_q).enumerate() {
+                let given = format!("{rows} rows, {row}: {} and {}", before[row], log_other[row]);
+                assert_eq!(got.is_nan(), before[row].is_nan() || log_other[row].is_nan(), "{given}");
+                let close = (got - want).abs() <= 1e-14 * want.abs();
+                assert!(got == want || got.is_nan() && want.is_nan() || close, "{given}: {got}, CPU {want}");
+            }
+            // Both components may be unable to draw a row.
+            assert_eq!(rows > 100, log_q.contains(&f64::NEG_INFINITY));
+        }
     }
 
     pub fn statistics_follow_the_cpu<L: Launcher>(gpu: &Gpu<L>) {
