@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ebm_dpg::backend::gpu::{Gpu, Launcher, Limits};
+use ebm_dpg::backend::gpu::{Gpu, Kernel, Launcher, Limits};
 use ebm_dpg::backend::{Cpu, Memory};
 use ebm_dpg::exact::{Guide, LookAhead};
 use ebm_dpg::features::{Custom, Feature, FeatureOutput, FeatureSet, Spelling};
@@ -10,6 +10,7 @@ use ebm_dpg::models::{GpuLstm, Lstm, LstmShape, Markov, Precision, Sampler, Scor
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space, Token};
+use ebm_dpg::tune::{Draws, Source, Target};
 use ebm_dpg_emulator::{Emulator, Schedule};
 
 mod support;
@@ -73,7 +74,8 @@ fn every_kind(space: Space) -> FeatureSet {
 fn guide(space: Space) -> Guide {
     let set = FeatureSet::new(space).with("11", Feature::Contains(vec![1, 1])).unwrap();
     let potential = Potential::new(&Cpu, &[Role::Require(1.0)]).unwrap();
-    LookAhead::towards(&Markov::noise(space, 9).unwrap(), &set, &potential, 100).unwrap().guide()
+    let uniform = Markov::fit(&Batch::with_capacity(&Cpu, space, 0).unwrap(), 0, false, 1.0).unwrap();
+    LookAhead::towards(&uniform, &set, &potential, 100).unwrap().guide()
 }
 
 /// All that a draw of `rows` rows leaves behind; without a table no φ.
@@ -156,6 +158,48 @@ fn states_beyond_shared_memory_have_a_pass_of_their_own() {
     }
 }
 
+fn small_set(space: Space) -> FeatureSet {
+    set(space, [Feature::Contains(vec![1, 1]), Feature::Length, Feature::EditDistance(vec![2, 0, 2])])
+}
+
+#[test]
+fn the_launch_that_draws_makes_the_features() {
+    let gpu = Emulator::open(Schedule::Random(1)).unwrap();
+    let space = Space::new(3, 5).unwrap();
+    let mut lstm = lstm(&gpu, space);
+    let closure = Custom::new(|batch| vec![0.5; batch.rows]);
+    for (set, kernels) in [
+        (small_set(space), &[Kernel::LstmForwardSplit2][..]),
+        (set(space, [Feature::Custom(closure)]), &[Kernel::LstmForwardSplit2, Kernel::FeaturesShared]),
+    ] {
+        gpu.launcher().take_launches();
+        draw(&gpu, &mut lstm, None, Some(&set), 40);
+        assert_eq!(gpu.launcher().take_launches(), kernels);
+    }
+}
+
+#[test]
+fn draws_of_no_source_have_a_pass_of_features() {
+    let gpu = Emulator::open(Schedule::Random(2)).unwrap();
+    let space = Space::new(3, 5).unwrap();
+    let (mut base, mut policy) = (lstm(&gpu, space), lstm(&gpu, space));
+    let features = small_set(space).compile(&gpu).unwrap();
+    let potential = Potential::new(&gpu, &[Role::Require(1.0), Role::Tilt(0.5), Role::Ignore]).unwrap();
+    let guide = guide(space).upload(&gpu).unwrap();
+    let mut target = Target { base: &mut base, features: &features, potential: &potential, guide: Some(&guide) };
+    let mut draws = Draws::new(&gpu, space, 40, 3).unwrap();
+    let (sampled, score) = (Kernel::LstmForwardSplit2, Kernel::LogPotential);
+    for (source, kernels) in [
+        (Source::Base, &[sampled, score][..]),
+        (Source::Guided, &[sampled, score]),
+        (Source::Policy, &[sampled, sampled, score]),
+    ] {
+        gpu.launcher().take_launches();
+        draws.draw(&gpu, &mut target, source, Some(&mut policy), Draw::new(4, Purpose::User)).unwrap();
+        assert_eq!(gpu.launcher().take_launches(), kernels, "{source:?}");
+    }
+}
+
 mod cases {
     use super::*;
 
@@ -203,9 +247,8 @@ mod cases {
     /// One, two and four tiles of 16 rows, full and not.
     pub fn blocks_of_every_size_and_the_last_of_few_rows<L: Launcher>(gpu: &Gpu<L>) {
         let space = Space::new(3, 5).unwrap();
-        let set = set(space, [Feature::Contains(vec![1, 0]), Feature::Length, Feature::EditDistance(vec![2, 0, 2])]);
         for rows in [1, 16, 33, 64, 65, 97, 130] {
-            check(gpu, &mut lstm(gpu, space), None, &set, rows);
+            check(gpu, &mut lstm(gpu, space), None, &small_set(space), rows);
         }
     }
 
