@@ -9,7 +9,7 @@ use ebm_dpg::features::{Custom, Feature, FeatureOutput, FeatureSet, Spelling};
 use ebm_dpg::models::{GpuLstm, Lstm, LstmShape, Markov, Precision, Sampler, Scorer};
 use ebm_dpg::potential::{Potential, Role};
 use ebm_dpg::rng::{Draw, Purpose};
-use ebm_dpg::tokens::{Batch, Space, Token};
+use ebm_dpg::tokens::{Batch, Contexts, Space, Token};
 use ebm_dpg::tune::{Draws, Source, Target};
 use ebm_dpg_emulator::{Emulator, Schedule};
 
@@ -19,6 +19,7 @@ use support::{bits, bits64, download, on_every_backend};
 on_every_backend!(
     every_kind_comes_with_the_samples,
     guided_samples_have_their_features,
+    continued_contexts_have_their_features,
     words_alone_look_up_their_classes_on_the_way,
     blocks_of_every_size_and_the_last_of_few_rows,
     tables_that_fit_whole_but_for_the_class_map_or_not_at_all,
@@ -96,7 +97,18 @@ fn draw<L: Launcher>(
     set: Option<&FeatureSet>,
     rows: usize,
 ) -> (Drawn, Batch<Gpu<L>>) {
-    let mut batch = Batch::with_capacity(gpu, lstm.space(), rows).unwrap();
+    draw_into(gpu, lstm, guide, set, Batch::with_capacity(gpu, lstm.space(), rows).unwrap())
+}
+
+/// The same into a batch whose rows may begin with contexts.
+fn draw_into<L: Launcher>(
+    gpu: &Gpu<L>,
+    lstm: &mut GpuLstm<L>,
+    guide: Option<&Guide>,
+    set: Option<&FeatureSet>,
+    mut batch: Batch<Gpu<L>>,
+) -> (Drawn, Batch<Gpu<L>>) {
+    let rows = batch.capacity();
     let (mut log_q, mut log_model) = (gpu.zeros(rows, "log q").unwrap(), gpu.zeros(rows, "log π").unwrap());
     let guide = guide.map(|guide| guide.upload(gpu).unwrap());
     let (q, model) = (Gpu::<L>::view_mut(&mut log_q, rows), Gpu::<L>::view_mut(&mut log_model, rows));
@@ -131,17 +143,29 @@ fn check<L: Launcher>(
     set: &FeatureSet,
     rows: usize,
 ) -> Batch {
-    let (plain, _) = draw(gpu, lstm, guide, None, rows);
-    let (mut drawn, batch) = draw(gpu, lstm, guide, Some(set), rows);
-    let mut want = gpu.zeros(rows * set.len(), "features").unwrap();
-    let table = set.compile(gpu).unwrap();
-    table.evaluate(gpu, &batch, Gpu::<L>::view_mut(&mut want, rows * set.len())).unwrap();
+    let empty = || Batch::with_capacity(gpu, set.space(), rows).unwrap();
+    check_into(gpu, lstm, guide, set, empty)
+}
+
+/// The same in batches as `begun` makes them.
+fn check_into<L: Launcher>(
+    gpu: &Gpu<L>,
+    lstm: &mut GpuLstm<L>,
+    guide: Option<&Guide>,
+    set: &FeatureSet,
+    begun: impl Fn() -> Batch<Gpu<L>>,
+) -> Batch {
+    let (plain, _) = draw_into(gpu, lstm, guide, None, begun());
+    let (mut drawn, batch) = draw_into(gpu, lstm, guide, Some(set), begun());
+    let values = batch.rows * set.len();
+    let mut want = gpu.zeros(values, "features").unwrap();
+    set.compile(gpu).unwrap().evaluate(gpu, &batch, Gpu::<L>::view_mut(&mut want, values)).unwrap();
     let phi = std::mem::take(&mut drawn.phi);
-    assert_eq!(drawn, plain, "{rows} rows");
-    assert_eq!(phi, bits(&download(gpu, &want)), "{rows} rows");
-    let (host, mut want) = (batch.download(gpu).unwrap(), vec![0.0; rows * set.len()]);
+    assert_eq!(drawn, plain, "{} rows", batch.rows);
+    assert_eq!(phi, bits(&download(gpu, &want)), "{} rows", batch.rows);
+    let (host, mut want) = (batch.download(gpu).unwrap(), vec![0.0; values]);
     set.compile(&Cpu).unwrap().evaluate(&Cpu, &host, &mut want).unwrap();
-    assert_eq!(phi, bits(&want), "{rows} rows");
+    assert_eq!(phi, bits(&want), "{} rows", batch.rows);
     host
 }
 
@@ -186,7 +210,8 @@ fn draws_of_no_source_have_a_pass_of_features() {
     let features = small_set(space).compile(&gpu).unwrap();
     let potential = Potential::new(&gpu, &[Role::Require(1.0), Role::Tilt(0.5), Role::Ignore]).unwrap();
     let guide = guide(space).upload(&gpu).unwrap();
-    let mut target = Target { base: &mut base, features: &features, potential: &potential, guide: Some(&guide) };
+    let guide = Some(&guide);
+    let mut target = Target { base: &mut base, features: &features, potential: &potential, guide, contexts: None };
     let mut draws = Draws::new(&gpu, space, 40, 3).unwrap();
     let (sampled, score) = (Kernel::LstmForwardSplit2, Kernel::LogPotential);
     for (source, kernels) in [
@@ -234,6 +259,20 @@ mod cases {
         let space = Space::new(12, 34).unwrap();
         let drawn = check(gpu, &mut lstm(gpu, space), Some(&guide(space)), &every_kind(space), 21);
         assert!(drawn.iter().all(|x| x.windows(2).any(|pair| pair == [1, 1])));
+    }
+
+    /// Features are of the whole row, its context included.
+    pub fn continued_contexts_have_their_features<L: Launcher>(gpu: &Gpu<L>) {
+        let space = Space::new(12, 12).unwrap();
+        let contexts = [vec![], vec![1, 1, 4], vec![7; 11]];
+        let contexts = Contexts::new(space, &contexts, 2).unwrap().upload(gpu).unwrap();
+        let begun = || {
+            let mut batch = Batch::with_capacity(gpu, space, 20).unwrap();
+            batch.begin(gpu, &contexts, Draw::new(3, Purpose::User)).unwrap();
+            batch
+        };
+        let drawn = check_into(gpu, &mut lstm(gpu, space), None, &every_kind(space), begun);
+        assert!(drawn.sequence(2).starts_with(&[1, 1, 4]) && drawn.sequence(5).starts_with(&[7; 11]));
     }
 
     pub fn words_alone_look_up_their_classes_on_the_way<L: Launcher>(gpu: &Gpu<L>) {
