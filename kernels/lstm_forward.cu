@@ -1,5 +1,5 @@
 // lstm_forward.cu -- one persistent kernel that samples whole batches from the first token to EOS, scores given ones,
-// or scores them and keeps what back-propagation needs.
+// or scores them and keeps what back-propagation needs. What it samples it also takes a feature table through, if asked.
 //
 // A block owns 16 * TILES sequences from start to end. Hidden states stay in shared memory as fp16 parts (the A operands),
 // cells in shared memory or, where that is too small, in a scratch buffer that the second-level cache holds; only the
@@ -8,6 +8,7 @@
 //
 // Work per step and block: 2 * 16 * TILES * (weights) operations, three times that when SPLIT; bytes from the
 // second-level cache: 2 (SPLIT: 4) per weight. See kernels/README.md for what that predicts.
+#include "common/features.cuh"
 #include "common/lstm.cuh"
 #include "common/reduce.cuh"
 #include "common/split.cuh"
@@ -51,9 +52,10 @@ struct LstmForward {
   uint32_t* tile_steps;   // [capacity / 16]: steps of the longest of 16 slots
   float* dropped;         // [layers, longest, capacity, U]: states behind dropout, where there is any
   Dropout dropout;        // training
+  features::DrawnRows drawn;  // sampling
   unsigned long long* status;
 };
-static_assert(sizeof(LstmForward) == 296, "src/models/lstm/gpu/forward.rs has the same layout");
+static_assert(sizeof(LstmForward) == 328, "src/models/lstm/gpu/forward.rs has the same layout");
 
 template <int TILES, bool SPLIT> struct Forward {
   static constexpr int kRows = 16 * TILES, kParts = SPLIT ? 2 : 1;
@@ -417,6 +419,15 @@ template <int TILES, bool SPLIT> struct Forward {
     }
   }
 
+  // phi of the rows that the block has drawn, as its last act: from then on the shared memory that held its states is free
+  // for table and tokens, and an automaton's state stays in a register from the first token to the last.
+  __device__ __forceinline__ void walk() {
+    __syncthreads();  // the rows are written, and what was read of them here
+    const uint32_t first = blockIdx.x * kRows;
+    const features::Tokens<uint32_t> batch{a.tokens, a.lengths, min(a.rows, first + kRows), a.longest, a.eos};
+    features::of_drawn_rows(a.drawn, batch, first, a.size.vocab, reinterpret_cast<uint32_t*>(log_q), a.status);
+  }
+
   __device__ __forceinline__ void run() {
     if (!used(0)) return;
     begin();
@@ -443,6 +454,7 @@ template <int TILES, bool SPLIT> struct Forward {
       if (!__syncthreads_or(any)) break;
     }
     finish();
+    if (a.drawn.phi) walk();
   }
 };
 

@@ -5,7 +5,11 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use ebm_dpg::backend::Cpu;
-use ebm_dpg::features::{Automaton, Feature, FeatureSet, Spelling};
+use ebm_dpg::exact::{Guide, LookAhead};
+use ebm_dpg::features::{Automaton, Custom, Feature, FeatureOutput, FeatureSet, FeatureTable, Spelling};
+use ebm_dpg::models::{Lstm, LstmShape, Markov, Sampler};
+use ebm_dpg::potential::{Potential, Reward, Role, SampledProduct, model, reward};
+use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space, Token};
 use proptest::prelude::*;
 
@@ -649,4 +653,78 @@ fn throughput() {
             table.words().len()
         );
     }
+}
+
+/// What a sampler leaves behind with a table, or without.
+fn drawn(
+    sampler: &mut impl Sampler<Cpu>,
+    guide: Option<&Guide>,
+    table: Option<&FeatureTable>,
+    rows: usize,
+) -> (Vec<Vec<Token>>, [Vec<f64>; 2], Vec<f32>) {
+    let mut batch = Batch::with_capacity(&Cpu, sampler.space(), rows).unwrap();
+    let (mut log_q, mut log_model) = (vec![0.0; rows], vec![0.0; rows]);
+    let mut phi = vec![7.0; table.map_or(0, |table| rows * table.len())];
+    let draw = Draw::new(5, Purpose::User);
+    match table {
+        None => sampler.sample(draw, guide, &mut batch, &mut log_q, &mut log_model).unwrap(),
+        Some(table) => {
+            let output = FeatureOutput { backend: &Cpu, table, phi: &mut phi };
+            sampler.sample_features(draw, guide, &mut batch, &mut log_q, &mut log_model, output).unwrap();
+        }
+    }
+    (batch.iter().map(<[Token]>::to_vec).collect(), [log_q, log_model], phi)
+}
+
+/// The draws are those without features, φ what `evaluate` says of them; a wrong place for φ leaves all as it was.
+fn check_sampler(name: &str, sampler: &mut impl Sampler<Cpu>, sets: &[FeatureSet], guide: &Guide) {
+    let space = sampler.space();
+    for (set, guide, rows) in sets.iter().flat_map(|set| [(set, None, 100), (set, Some(guide), 37), (set, None, 0)]) {
+        let table = set.compile(&Cpu).unwrap();
+        let plain = drawn(sampler, guide, None, rows);
+        let (sequences, log_probs, phi) = drawn(sampler, guide, Some(&table), rows);
+        assert_eq!((&sequences, log_probs), (&plain.0, plain.1), "{name}");
+        let mut want = vec![0.0; rows * set.len()];
+        table.evaluate(&Cpu, &Batch::from_sequences(space, &sequences).unwrap(), &mut want).unwrap();
+        assert_eq!(phi, want, "{name}, {rows} rows");
+    }
+    let other = FeatureSet::new(Space::new(4, 21).unwrap()).with("length", Feature::Length).unwrap();
+    for (set, len) in [(&sets[0], 59), (&other, 10)] {
+        let (mut batch, table) = (Batch::with_capacity(&Cpu, space, 10).unwrap(), set.compile(&Cpu).unwrap());
+        let (mut log_q, mut log_model, mut phi) = ([9.0; 10], [9.0; 10], vec![9.0; len]);
+        let output = FeatureOutput { backend: &Cpu, table: &table, phi: &mut phi };
+        let draw = Draw::new(5, Purpose::User);
+        assert!(sampler.sample_features(draw, None, &mut batch, &mut log_q, &mut log_model, output).is_err());
+        assert!(batch.rows == 0 && log_q == [9.0; 10] && log_model == [9.0; 10] && phi.iter().all(|&v| v == 9.0));
+    }
+}
+
+/// A model that takes the features along, for any number of threads; one that does not; and a product of both kinds.
+#[test]
+fn samplers_give_the_features_of_what_they_draw() {
+    let space = Space::new(4, 20).unwrap();
+    let first = Custom::new(|batch| batch.iter().map(|x| x[0] as f32 / 8.0).collect());
+    let data = FeatureSet::new(space)
+        .with("word", Feature::Contains(vec![1, 0]))
+        .and_then(|set| set.with("motif", Feature::Motif(vec![Some(2), None, Some(1)])))
+        .and_then(|set| set.with("count", Feature::Contains(vec![3]).count(20)))
+        .and_then(|set| set.with("edits", Feature::EditDistance(vec![1, 2, 3, 0])))
+        .and_then(|set| set.with("distinct", Feature::DistinctFraction))
+        .and_then(|set| set.with("length", Feature::Length))
+        .unwrap();
+    let sets = [data.clone(), data.with("closure", Feature::Custom(first)).unwrap(), FeatureSet::new(space)];
+    let mut uniform = Markov::fit(&Batch::with_capacity(&Cpu, space, 0).unwrap(), 0, false, 1.0).unwrap();
+    let wanted = FeatureSet::new(space).with("11", Feature::Contains(vec![1, 1])).unwrap();
+    let potential = Potential::new(&Cpu, &[Role::Require(1.0)]).unwrap();
+    let guide = LookAhead::towards(&uniform, &wanted, &potential, 100).unwrap().guide();
+    let lstm = || Lstm::new(space, LstmShape { layers: 1, hidden: 8, dropout: 0.0 }, 3).unwrap();
+    for threads in [1, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| check_sampler(&format!("LSTM, {threads} threads"), &mut lstm(), &sets, &guide));
+    }
+    check_sampler("chain", &mut uniform, &sets, &guide);
+    let formula = model("base") * reward("ones", 2.0);
+    let (mut factor, mut ones) = (lstm(), Reward::new(&Cpu, space, |batch| vec![-1.0; batch.rows]));
+    let product = SampledProduct::new(&Cpu, &formula, ("base", &mut factor), vec![("ones", &mut ones)]);
+    check_sampler("product", &mut product.unwrap(), &sets, &guide);
 }

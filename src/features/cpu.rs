@@ -18,7 +18,7 @@ use super::{FeatureKernel, FeatureTable, LONGEST_EDIT_PATTERN};
 use crate::backend::Cpu;
 use crate::backend::simd::{Isa, Simd, dispatch};
 use crate::error::{Error, Result};
-use crate::tokens::{TokenId, TokenRows};
+use crate::tokens::{Token, TokenId, TokenRows};
 
 /// Rows of one task: enough to drown its cost, and to find eight of about the same length.
 const ROWS: usize = 128;
@@ -69,6 +69,24 @@ impl FeatureKernel for Cpu {
                 Err(Error::argument(format!("row {row} of the batch"), expected, "others"))
             }
         }
+    }
+}
+
+impl FeatureTable<Cpu> {
+    /// Writes φ of rows to `phi` (`[rows, F]`), on this thread alone: for who has just made the rows, and still has them in
+    /// its cache. Rows out of range become NaN. Panics where the table has closures, which want the whole batch, or no
+    /// features.
+    pub(crate) fn evaluate_here(&self, rows: TokenRows<'_, Cpu, Token>, phi: &mut [f32]) {
+        SCRATCH.with_borrow_mut(|scratch| {
+            for (task, phi) in phi.chunks_mut(ROWS * self.len()).enumerate() {
+                rows_of_task(self, &rows, task * ROWS, &[], phi, scratch);
+            }
+        });
+    }
+
+    /// Whether features need more than the rows: closures, which are given the whole batch on the host.
+    pub(crate) fn has_closures(&self) -> bool {
+        !self.customs.is_empty()
     }
 }
 

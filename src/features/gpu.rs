@@ -62,6 +62,65 @@ impl<L: Launcher> FeatureKernel for Gpu<L> {
     }
 }
 
+/// What a kernel needs to make φ of the rows that it has drawn itself, `features::DrawnRows` of
+/// `kernels/common/features.cuh`; all zeros where it is to make none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub(crate) struct DrawnRows {
+    words: u64,
+    phi: u64,
+    shared_words: u32,
+    features: u32,
+    states_per_row: u32,
+    unused: u32,
+}
+
+impl DrawnRows {
+    /// φ of `table` written to `phi` by blocks of `block_rows` rows, which use at most `room` bytes of shared memory for it
+    /// if the table is read from global memory where it does not fit. `None` where such a block cannot: there are closures,
+    /// or tiles and states alone go beyond `most` bytes.
+    pub fn new<L: Launcher>(
+        table: &FeatureTable<Gpu<L>>,
+        phi: &GpuViewMut<'_, f32>,
+        block_rows: usize,
+        room: usize,
+        most: usize,
+    ) -> Option<Self> {
+        let shared_words = shared_words(table.hot_words, table.state_words, block_rows, room, most);
+        let shared_words = shared_words.filter(|_| table.customs.is_empty())? as u32;
+        let (features, states_per_row) = (table.len() as u32, table.state_words as u32);
+        let (words, phi) = (table.words().address(), phi.address());
+        Some(DrawnRows { words, phi, shared_words, features, states_per_row, unused: 0 })
+    }
+
+    /// Shared memory of a block of `block_rows` rows.
+    pub fn shared_bytes(&self, block_rows: usize) -> usize {
+        if self.phi == 0 {
+            return 0;
+        }
+        (self.shared_words as usize).next_multiple_of(4) * 4 + walking_bytes(self.states_per_row as usize, block_rows)
+    }
+}
+
+/// Tiles and states of the warps that walk a block's rows, in bytes.
+fn walking_bytes(state_words: usize, block_rows: usize) -> usize {
+    block_rows.div_ceil(32) * (TILES + 128 * state_words)
+}
+
+/// How many of a table's words a block has in shared memory, as [`DrawnRows::new`]: with the class map, without, or none.
+fn shared_words(
+    hot_words: [usize; 2],
+    state_words: usize,
+    block_rows: usize,
+    room: usize,
+    most: usize,
+) -> Option<usize> {
+    let walking = walking_bytes(state_words, block_rows);
+    let [mapped, whole] = hot_words;
+    let fits = |&words: &usize| words.next_multiple_of(4) * 4 + walking <= room;
+    (walking <= most).then(|| [whole, mapped].into_iter().find(fits).unwrap_or(0))
+}
+
 /// Where a launch keeps the table, and its grid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Plan {
@@ -115,5 +174,23 @@ mod tests {
         let large = plan([500, 50_500], 8);
         assert_eq!((large.kernel, large.shared_words, large.grid.threads), (Kernel::FeaturesMapped, 500, 256));
         assert_eq!(plan([50_000, 50_030], 8).kernel, Kernel::FeaturesGlobal);
+    }
+
+    #[test]
+    fn a_block_that_has_drawn_takes_as_much_of_the_table_as_fits() {
+        // Two warps for 64 rows, each with 9,216 bytes of tiles and 128 a word of state.
+        let words = |hot, room| shared_words(hot, 8, 64, room, 40_000);
+        let walking = 2 * (9216 + 1024);
+        assert_eq!(words([501, 531], walking + 4 * 532), Some(531));
+        assert_eq!(words([501, 531], walking + 4 * 528), Some(501));
+        assert_eq!(words([501, 531], walking + 4 * 500), Some(0));
+        assert_eq!(words([501, 531], 100), Some(0));
+        assert_eq!(shared_words([501, 531], 8, 64, walking, walking - 1), None);
+        // One warp for 16 rows as for 32.
+        assert_eq!(shared_words([501, 531], 8, 16, walking, walking / 2), Some(531));
+        assert_eq!(shared_words([501, 531], 8, 16, walking, walking / 2 - 1), None);
+        assert_eq!(size_of::<DrawnRows>(), 32);
+        let [none, some] = [0, 64].map(|phi| DrawnRows { phi, shared_words: 501, ..bytemuck::Zeroable::zeroed() });
+        assert_eq!((none.shared_bytes(64), some.shared_bytes(64)), (0, 4 * 504 + 2 * 9216));
     }
 }

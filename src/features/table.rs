@@ -162,11 +162,7 @@ impl<B: Backend> FeatureTable<B> {
     /// the first such row is named, and all such rows are NaN. A closure that returns another number of values than rows,
     /// a NaN, or a value outside [0, 1]; nothing is written then. An empty batch is a no-op.
     pub fn evaluate(&self, backend: &B, batch: &Batch<B>, phi: B::ViewMut<'_, f32>) -> Result<()> {
-        if batch.space != self.space {
-            let (expected, got) = (format!("{:?}", self.space), format!("{:?}", batch.space));
-            return Err(Error::argument("space of the batch", expected, got));
-        }
-        expect_len("features of the batch", batch.rows * self.len(), B::view_mut_len(&phi))?;
+        self.check(batch.space, batch.rows, B::view_mut_len(&phi))?;
         if batch.rows == 0 || self.is_empty() {
             return Ok(());
         }
@@ -220,6 +216,15 @@ impl<B: Backend> FeatureTable<B> {
             return Ok(());
         }
         backend.features(self, TokenRows { space, rows, tokens, lengths }, None, phi)
+    }
+
+    /// `Ok` where a batch of `rows` rows of `space` has its features in `len` values.
+    pub(super) fn check(&self, space: Space, rows: usize, len: usize) -> Result<()> {
+        if space != self.space {
+            let (expected, got) = (format!("{:?}", self.space), format!("{space:?}"));
+            return Err(Error::argument("space of the batch", expected, got));
+        }
+        expect_len("features of the batch", rows * self.len(), len)
     }
 
     /// A fingerprint of names and table; of closures, their names alone.

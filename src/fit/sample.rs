@@ -3,7 +3,7 @@
 use crate::backend::{Backend, Memory};
 use crate::error::{Error, Result};
 use crate::exact::Guide;
-use crate::features::FeatureTable;
+use crate::features::{FeatureOutput, FeatureTable};
 use crate::models::Sampler;
 use crate::potential::Potential;
 use crate::rng::Draw;
@@ -158,8 +158,8 @@ impl<'a, B: Backend, S: Sampler<B>> Source<'a, B, S> {
             backend.download(&batch.context, &mut sample.context[at..at + count])?;
         }
         let (view_q, view_base) = (B::view_mut(&mut log_q, count), B::view_mut(&mut log_base, count));
-        self.base.sample(draw, guide, &mut batch, view_q, view_base)?;
-        self.table.evaluate(backend, &batch, B::view_mut(&mut phi, count * features))?;
+        let output = FeatureOutput { backend, table: &self.table, phi: B::view_mut(&mut phi, count * features) };
+        self.base.sample_features(draw, guide, &mut batch, view_q, view_base, output)?;
         backend.download(&log_q, &mut sample.log_q[at..at + count])?;
         backend.download(&log_base, &mut sample.log_base[at..at + count])?;
         backend.download(&phi, &mut sample.phi[at * features..(at + count) * features])?;

@@ -9,6 +9,7 @@ use crate::adam::{AdamOptions, GradientNorms};
 use crate::backend::{Backend, Cpu, Memory};
 use crate::error::{Error, Result, expect_len};
 use crate::exact::Guide;
+use crate::features::FeatureOutput;
 use crate::gradient::Divergence;
 use crate::rng::Draw;
 use crate::tokens::{Batch, Space, Token};
@@ -62,6 +63,30 @@ pub trait Sampler<B: Backend>: Scorer<B> {
         log_q: B::ViewMut<'_, f64>,
         log_model: B::ViewMut<'_, f64>,
     ) -> Result<()>;
+
+    /// As [`Sampler::sample`], and writes φ of what was drawn: the same bits as
+    /// [`FeatureTable::evaluate`](crate::features::FeatureTable::evaluate) of the batch
+    /// (`[capacity, F]`), and the same draws as without.
+    ///
+    /// That evaluation is what this method does after [`Sampler::sample`] unless a model knows better: an LSTM makes φ of
+    /// rows that it has just drawn, in the same pass.
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`]; a table over another space, another length of φ: nothing is written then. What a closure
+    /// among the features may do wrong; the rows are drawn then.
+    fn sample_features(
+        &mut self,
+        draw: Draw,
+        guide: Option<&Guide<B>>,
+        batch: &mut Batch<B>,
+        log_q: B::ViewMut<'_, f64>,
+        log_model: B::ViewMut<'_, f64>,
+        features: FeatureOutput<'_, B>,
+    ) -> Result<()> {
+        features.check(self.space(), batch.capacity())?;
+        self.sample(draw, guide, batch, log_q, log_model)?;
+        features.evaluate(batch)
+    }
 
     /// Writes log q(x) of the guided model, as [`Sampler::sample`] with this `guide` draws from it, for each row of
     /// `batch` to `log_q` (`[rows]`); −∞ where the guide forbids a sequence.

@@ -4,6 +4,7 @@ use super::Formula;
 use crate::backend::Backend;
 use crate::error::{Error, Result, expect_len};
 use crate::exact::Guide;
+use crate::features::FeatureOutput;
 use crate::models::{Sampler, Scorer, check_batch, check_sample};
 use crate::rng::Draw;
 use crate::tokens::{Batch, Space};
@@ -245,6 +246,24 @@ impl<B: Backend, R: Sampler<B>> Sampler<B> for SampledProduct<'_, B, R> {
         check_sample(self.space(), guide, batch, len_q, len_model)?;
         self.make_room(rows)?;
         self.sampler.sample(draw, guide, batch, log_q, B::view_mut(&mut self.scratch[0], rows))?;
+        self.combine(batch, log_model)
+    }
+
+    /// As [`SampledProduct::sample`]; φ comes from the sampler.
+    fn sample_features(
+        &mut self,
+        draw: Draw,
+        guide: Option<&Guide<B>>,
+        batch: &mut Batch<B>,
+        log_q: B::ViewMut<'_, f64>,
+        log_model: B::ViewMut<'_, f64>,
+        features: FeatureOutput<'_, B>,
+    ) -> Result<()> {
+        let (len_q, len_model, rows) = (B::view_mut_len(&log_q), B::view_mut_len(&log_model), batch.capacity());
+        check_sample(self.space(), guide, batch, len_q, len_model)?;
+        self.make_room(rows)?;
+        let own = B::view_mut(&mut self.scratch[0], rows);
+        self.sampler.sample_features(draw, guide, batch, log_q, own, features)?;
         self.combine(batch, log_model)
     }
 

@@ -3,6 +3,7 @@
 use super::Target;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
+use crate::features::FeatureOutput;
 use crate::models::Sampler;
 use crate::rng::Draw;
 use crate::tokens::{Batch, Space};
@@ -103,8 +104,8 @@ impl<B: Backend> Draws<B> {
         self.weigh()
     }
 
-    /// Fills all rows on the backend from `source`: sequence, log q, log r, φ, log P. When r itself samples, log r comes
-    /// from the same pass as log q.
+    /// Fills all rows on the backend from `source`: sequence, log q, log r, φ, log P. φ comes from the pass that samples, and
+    /// so does log r where r itself does.
     ///
     /// # Errors
     /// A guided source without a guide, a policy source without a policy.
@@ -116,30 +117,30 @@ impl<B: Backend> Draws<B> {
         policy: Option<&mut P>,
         draw: Draw,
     ) -> Result<()> {
-        let rows = self.batch.capacity();
+        let (rows, table) = (self.batch.capacity(), target.features);
         if let Some(contexts) = target.contexts {
             self.batch.begin(backend, contexts, draw)?;
         }
-        let log_q = B::view_mut(&mut self.log_q, rows);
+        let (batch, log_q) = (&mut self.batch, B::view_mut(&mut self.log_q, rows));
+        let log_base = B::view_mut(&mut self.log_base, rows);
+        let features = FeatureOutput { backend, table, phi: B::view_mut(&mut self.phi, rows * table.len()) };
         match source {
-            Source::Base => {
-                target.base.sample(draw, None, &mut self.batch, log_q, B::view_mut(&mut self.log_base, rows))?
-            }
+            Source::Base => target.base.sample_features(draw, None, batch, log_q, log_base, features)?,
             Source::Guided => {
                 let guide = target.guide.ok_or_else(|| Error::argument("guided proposal", "a guide", "none"))?;
-                target.base.sample(draw, Some(guide), &mut self.batch, log_q, B::view_mut(&mut self.log_base, rows))?
+                target.base.sample_features(draw, Some(guide), batch, log_q, log_base, features)?;
             }
             Source::Policy => {
                 let policy = policy.ok_or_else(|| Error::argument("proposal", "a policy", "none"))?;
-                policy.sample(draw, None, &mut self.batch, log_q, B::view_mut(&mut self.log_p, rows))?;
-                target.base.score(&self.batch, B::view_mut(&mut self.log_base, rows))?;
+                let log_policy = B::view_mut(&mut self.log_p, rows);
+                policy.sample_features(draw, None, batch, log_q, log_policy, features)?;
+                target.base.score(batch, log_base)?;
             }
         }
-        target.features.evaluate(backend, &self.batch, B::view_mut(&mut self.phi, rows * target.features.len()))?;
         target.potential.log_potential(
             backend,
             B::view(&self.log_base, rows),
-            B::view(&self.phi, rows * target.features.len()),
+            B::view(&self.phi, rows * table.len()),
             B::view_mut(&mut self.log_p, rows),
         )
     }

@@ -32,12 +32,14 @@ pub(super) struct Judge<B: Backend> {
 
 /// How π is compared with q.
 #[derive(Clone, Copy)]
-pub(super) struct Comparison {
+pub(super) struct Comparison<'a> {
     /// What q is.
     pub source: Source,
     pub swap: Swap,
     /// π(P = 0), where q may not draw all that π does.
     pub outside: Option<Estimate>,
+    /// log Ẑ of each context; empty where there are none.
+    pub log_z: &'a [f64],
 }
 
 /// What the judge found; nothing where no draw has a positive weight.
@@ -105,15 +107,14 @@ impl<B: Backend> Judge<B> {
         Ok(())
     }
 
-    /// Draws afresh from q, scores all held draws under π, and compares; `log_z` are the contexts', if there are any.
+    /// Draws afresh from q, scores all held draws under π, and compares.
     pub fn judge<R: Sampler<B>, P: Policy<B>>(
         &mut self,
         backend: &B,
         target: &mut Target<'_, B, R>,
         proposal: Option<&mut P>,
         policy: &mut P,
-        comparison: Comparison,
-        log_z: &[f64],
+        comparison: Comparison<'_>,
         draw: Draw,
     ) -> Result<Verdict> {
         self.draws.fill(backend, target, comparison.source, proposal, draw)?;
@@ -134,12 +135,12 @@ impl<B: Backend> Judge<B> {
         backend.download(&self.log_pi, log_pi)?;
         let after_swap = self.draws.split.mixed(&self.log_first, log_pi);
         let compare = |log_p: &[f64]| compare(log_p, &self.log_q, log_pi, &after_swap, self.draws.split, comparison);
-        if log_z.is_empty() {
+        if comparison.log_z.is_empty() {
             return compare(&self.log_p);
         }
         let mut context = vec![0; self.held.rows];
         backend.download(&self.held.context, &mut context)?;
-        compare(&within_contexts(&self.log_p, &context, log_z))
+        compare(&within_contexts(&self.log_p, &context, comparison.log_z))
     }
 }
 
@@ -158,7 +159,7 @@ fn compare(
     log_pi: &[f64],
     after_swap: &[f64],
     split: Split,
-    comparison: Comparison,
+    comparison: Comparison<'_>,
 ) -> Result<Verdict> {
     let weights = match ImportanceWeights::new(log_p, log_q) {
         Ok(weights) => match comparison.outside {

@@ -254,8 +254,8 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
 
     fn judge(&mut self, draw: Draw) -> Result<Verdict> {
         let (swap, source) = (self.options.swap, self.source);
-        let comparison = Comparison { source, swap, outside: self.look.outside(source)? };
         let log_z = self.context_log_z()?;
+        let comparison = Comparison { source, swap, outside: self.look.outside(source)?, log_z: &log_z };
         let mut own = None;
         let proposal = match (&mut self.proposal, source) {
             (Some(proposal), _) => Some(proposal),
@@ -266,7 +266,7 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
             }
             (None, _) => None,
         };
-        self.judge.judge(self.backend, self.target, proposal, self.policy, comparison, &log_z, draw)
+        self.judge.judge(self.backend, self.target, proposal, self.policy, comparison, draw)
     }
 
     /// log Ẑ of each context.

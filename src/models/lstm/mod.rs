@@ -23,8 +23,9 @@ use crate::backend::{Backend, Cpu};
 use crate::checkpoint::Tensor;
 use crate::error::{Error, Result, expect_len};
 use crate::exact::Guide;
+use crate::features::{FeatureOutput, FeatureTable};
 use crate::rng::{Draw, Purpose, to_unit};
-use crate::tokens::{Batch, Space};
+use crate::tokens::{Batch, Space, TokenRows};
 
 mod cell;
 mod gpu;
@@ -224,6 +225,34 @@ impl Lstm {
         transposed.refresh(*layout, parameters);
     }
 
+    /// [`Sampler::sample`] of checked outputs; `phi` has a table, and the place of its features, for each chunk of rows, or
+    /// `None`.
+    fn draw_rows<'a>(
+        &self,
+        draw: Draw,
+        guide: Option<&Guide>,
+        batch: &mut Batch,
+        log_q: &mut [f64],
+        log_model: &mut [f64],
+        phi: impl IndexedParallelIterator<Item = Option<(&'a FeatureTable, &'a mut [f32])>>,
+    ) {
+        batch.rows = batch.capacity();
+        let (network, pool, space) = (&self.network, &self.scoring, batch.space);
+        let size = chunk_rows(batch.rows);
+        let rows = batch.tokens.par_chunks_mut(size * space.longest as usize).zip(batch.lengths.par_chunks_mut(size));
+        let rows = rows.zip(batch.given.par_chunks(size));
+        let log_probs = log_q.par_chunks_mut(size).zip(log_model.par_chunks_mut(size));
+        let chunks = rows.zip(log_probs).zip(phi).enumerate();
+        chunks.for_each(|(chunk, ((((tokens, lengths), given), (log_q, log_model)), phi))| {
+            let first = (chunk * size) as u64;
+            let out = Samples { tokens, lengths, given, log_q, log_model };
+            pool.with(|workspace| network.sample(workspace, draw, first, guide, out));
+            if let Some((table, phi)) = phi {
+                table.evaluate_here(TokenRows { space, rows: lengths.len(), tokens, lengths }, phi);
+            }
+        });
+    }
+
     fn score_rows(&mut self, guide: Option<&Guide>, batch: &Batch, log_probs: &mut [f64]) {
         self.sort(batch, |_| true);
         let (network, pool) = (&self.network, &self.scoring);
@@ -295,19 +324,33 @@ impl Sampler<Cpu> for Lstm {
         log_q: &mut [f64],
         log_model: &mut [f64],
     ) -> Result<()> {
-        let space = self.network.space;
-        check_sample(space, guide, batch, log_q.len(), log_model.len())?;
-        batch.rows = batch.capacity();
-        let (network, pool) = (&self.network, &self.scoring);
-        let size = chunk_rows(batch.rows);
-        let rows = batch.tokens.par_chunks_mut(size * space.longest as usize).zip(batch.lengths.par_chunks_mut(size));
-        let rows = rows.zip(batch.given.par_chunks(size));
-        let log_probs = log_q.par_chunks_mut(size).zip(log_model.par_chunks_mut(size));
-        rows.zip(log_probs).enumerate().for_each(|(chunk, (((tokens, lengths), given), (log_q, log_model)))| {
-            let first = (chunk * size) as u64;
-            let out = Samples { tokens, lengths, given, log_q, log_model };
-            pool.with(|workspace| network.sample(workspace, draw, first, guide, out));
-        });
+        check_sample(self.network.space, guide, batch, log_q.len(), log_model.len())?;
+        let none = (0..batch.capacity()).into_par_iter().map(|_| None);
+        self.draw_rows(draw, guide, batch, log_q, log_model, none);
+        Ok(())
+    }
+
+    /// A thread makes φ of the chunk of sequences that it has just drawn, which is still in its cache; closures want the
+    /// whole batch, and have a pass of their own.
+    fn sample_features(
+        &mut self,
+        draw: Draw,
+        guide: Option<&Guide>,
+        batch: &mut Batch,
+        log_q: &mut [f64],
+        log_model: &mut [f64],
+        features: FeatureOutput<'_, Cpu>,
+    ) -> Result<()> {
+        check_sample(self.network.space, guide, batch, log_q.len(), log_model.len())?;
+        features.check(self.network.space, batch.capacity())?;
+        let table = features.table;
+        if table.is_empty() || table.has_closures() {
+            self.sample(draw, guide, batch, log_q, log_model)?;
+            return features.evaluate(batch);
+        }
+        let of_chunk = chunk_rows(batch.capacity()) * table.len();
+        let phi = features.phi.par_chunks_mut(of_chunk).map(|phi| Some((table, phi)));
+        self.draw_rows(draw, guide, batch, log_q, log_model, phi);
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use ebm_dpg::backend::gpu::{Argument, Gpu, Grid, Kernel, Launcher, Limits, Matrix, Product, Scalar};
 use ebm_dpg::{Error, Result};
@@ -97,6 +97,7 @@ pub struct Emulator {
     schedule: Schedule,
     limits: Limits,
     kernels: Arc<HashMap<String, &'static ExportedKernel>>,
+    launched: Arc<Mutex<Vec<Kernel>>>,
 }
 
 impl std::fmt::Debug for Emulator {
@@ -152,13 +153,21 @@ impl Emulator {
         let kernels: HashMap<_, _> = EXPORTED.iter().map(|kernel| (kernel.name(), *kernel)).collect();
         match Kernel::ALL.iter().find(|kernel| !kernels.contains_key(kernel.symbol())) {
             Some(kernel) => Err(unknown(kernel.symbol())),
-            None => Ok(Emulator { schedule, limits: schedule.limits(), kernels: Arc::new(kernels) }),
+            None => {
+                let (kernels, launched) = (Arc::new(kernels), Arc::default());
+                Ok(Emulator { schedule, limits: schedule.limits(), kernels, launched })
+            }
         }
     }
 
     /// The same on a device of other limits.
     pub fn limited(self, limits: Limits) -> Self {
         Emulator { limits, ..self }
+    }
+
+    /// The crate's kernels that were launched since the last call, in their order.
+    pub fn take_launches(&self) -> Vec<Kernel> {
+        std::mem::take(&mut self.launched.lock().expect("no launch panics"))
     }
 
     /// The backend over [`Emulator::new`].
@@ -246,6 +255,7 @@ impl Launcher for Emulator {
     }
 
     unsafe fn launch(&self, kernel: Kernel, grid: Grid, arguments: &[Argument]) -> Result<()> {
+        self.launched.lock().expect("no launch panics").push(kernel);
         // SAFETY: the same contract.
         unsafe { self.run_by_name(kernel.symbol(), grid, 1, arguments) }
     }

@@ -2,8 +2,9 @@
 
 use super::layout::{Dropout, Size, TILE};
 use super::{GpuLstm, Precision};
-use crate::backend::gpu::{Argument, Grid, Kernel, Launcher, Limits};
+use crate::backend::gpu::{Argument, Gpu, Grid, Kernel, Launcher, Limits};
 use crate::error::{Error, Result};
+use crate::features::{DrawnRows, FeatureOutput};
 
 /// The kernel's argument, field by field.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -47,6 +48,7 @@ pub(super) struct Forward {
     pub tile_steps: u64,
     pub dropped: u64,
     pub dropout: Dropout,
+    pub drawn: DrawnRows,
     pub status: u64,
 }
 
@@ -78,6 +80,11 @@ impl Plan {
         let (state, cells) = (bytes(tiles), 4 * size.layers() * tiles * TILE * size.units());
         let cell_in_shared = state + cells <= limits.shared_bytes;
         Ok(Plan { tiles, shared_bytes: state + if cell_in_shared { cells } else { 0 }, cell_in_shared })
+    }
+
+    /// Rows of a block.
+    fn rows(self) -> usize {
+        self.tiles * TILE
     }
 
     fn kernel(self, precision: Precision) -> Kernel {
@@ -125,6 +132,19 @@ impl<L: Launcher> GpuLstm<L> {
         }
     }
 
+    /// How blocks that sample `rows` rows make φ of them. The table may have the shared memory that a block has anyway, or
+    /// a quarter of the multiprocessor's: registers let no more than four blocks of the smallest network run at a time.
+    /// `None` where φ wants a pass of its own.
+    pub(super) fn drawn_rows(&self, features: &FeatureOutput<'_, Gpu<L>>, rows: usize) -> Result<Option<DrawnRows>> {
+        if features.table.is_empty() {
+            return Ok(None);
+        }
+        let limits = self.gpu.launcher().limits();
+        let plan = Plan::new(self.size, self.sampling, false, rows, limits)?;
+        let room = plan.shared_bytes.max(limits.shared_bytes / 4);
+        Ok(DrawnRows::new(features.table, &features.phi, plan.rows(), room, limits.shared_bytes))
+    }
+
     /// Launches one forward pass over `rows` rows or slots.
     ///
     /// # Safety
@@ -136,14 +156,14 @@ impl<L: Launcher> GpuLstm<L> {
         precision: Precision,
     ) -> Result<()> {
         let plan = Plan::new(self.size, precision, argument.dropout.is_some(), rows, self.gpu.launcher().limits())?;
-        let block_rows = plan.tiles * TILE;
-        let blocks = rows.div_ceil(block_rows);
+        let blocks = rows.div_ceil(plan.rows());
         if !plan.cell_in_shared {
-            let len = blocks * self.size.layers() * block_rows * self.size.units();
+            let len = blocks * self.size.layers() * plan.rows() * self.size.units();
             argument.cell_scratch = self.scratch(len)?;
         }
         argument.cell_in_shared = plan.cell_in_shared.into();
-        let grid = Grid::new(blocks as u32, threads(self.size)).shared(plan.shared_bytes);
+        let shared_bytes = plan.shared_bytes.max(argument.drawn.shared_bytes(plan.rows()));
+        let grid = Grid::new(blocks as u32, threads(self.size)).shared(shared_bytes);
         // lstm_forward_*(const LstmForward arguments)
         // SAFETY: the argument is the kernel's struct; scratch and shared memory have the sizes it counts on.
         unsafe { self.gpu.launch(plan.kernel(precision), grid, &[Argument::Struct(bytemuck::bytes_of(&argument))]) }
@@ -171,6 +191,6 @@ mod tests {
 
     #[test]
     fn the_argument_has_the_kernels_size() {
-        assert_eq!(size_of::<Forward>(), 296);
+        assert_eq!(size_of::<Forward>(), 328);
     }
 }

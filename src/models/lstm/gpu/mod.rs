@@ -13,6 +13,7 @@ use crate::backend::Memory;
 use crate::backend::gpu::{Gpu, GpuBuffer, GpuView, GpuViewMut, Grid, Kernel, Launcher, arguments};
 use crate::error::{Error, Result, expect_len};
 use crate::exact::Guide;
+use crate::features::{DrawnRows, FeatureOutput};
 use crate::models::{Coefficients, Policy, Sampler, Scorer, check_batch, check_guided, check_sample};
 use crate::models::{OptimizerState, PolicyState};
 use crate::rng::Draw;
@@ -151,6 +152,35 @@ impl<L: Launcher> GpuLstm<L> {
         Ok(self.cells.as_ref().expect("just made").address())
     }
 
+    /// [`Sampler::sample`] of checked outputs, and φ of what is drawn where `drawn` says how.
+    fn draw_rows(
+        &mut self,
+        draw: Draw,
+        guide: Option<&Guide<Gpu<L>>>,
+        batch: &mut Batch<Gpu<L>>,
+        log_q: GpuViewMut<'_, f64>,
+        log_model: GpuViewMut<'_, f64>,
+        drawn: Option<DrawnRows>,
+    ) -> Result<()> {
+        batch.rows = batch.capacity();
+        if batch.rows == 0 {
+            return Ok(());
+        }
+        let mut argument = self.forward_argument(SAMPLE, batch.rows);
+        argument.tokens = batch.tokens.address();
+        argument.lengths = batch.lengths.address();
+        argument.given = batch.given.address();
+        argument.log_q = log_q.address();
+        argument.log_model = log_model.address();
+        argument.seed = draw.seed;
+        argument.first = draw.first;
+        argument.purpose = draw.purpose as u32;
+        argument.drawn = drawn.unwrap_or(bytemuck::Zeroable::zeroed());
+        set_guide(&mut argument, guide);
+        // SAFETY: the batch has `rows` rows in the model's space, the outputs as many values, φ as many rows of the table's.
+        unsafe { self.launch_forward(argument, batch.rows, self.sampling) }
+    }
+
     fn score_rows(
         &mut self,
         guide: Option<&Guide<Gpu<L>>>,
@@ -230,22 +260,25 @@ impl<L: Launcher> Sampler<Gpu<L>> for GpuLstm<L> {
         log_model: GpuViewMut<'_, f64>,
     ) -> Result<()> {
         check_sample(self.space, guide, batch, log_q.len(), log_model.len())?;
-        batch.rows = batch.capacity();
-        if batch.rows == 0 {
-            return Ok(());
-        }
-        let mut argument = self.forward_argument(SAMPLE, batch.rows);
-        argument.tokens = batch.tokens.address();
-        argument.lengths = batch.lengths.address();
-        argument.given = batch.given.address();
-        argument.log_q = log_q.address();
-        argument.log_model = log_model.address();
-        argument.seed = draw.seed;
-        argument.first = draw.first;
-        argument.purpose = draw.purpose as u32;
-        set_guide(&mut argument, guide);
-        // SAFETY: the batch has `rows` rows in the model's space, the outputs as many values.
-        unsafe { self.launch_forward(argument, batch.rows, self.sampling) }
+        self.draw_rows(draw, guide, batch, log_q, log_model, None)
+    }
+
+    /// φ comes from the launch that draws, whatever the kinds of features: a block takes the table through its rows before
+    /// it ends. Closures, and tables whose states go beyond a block's shared memory, have a pass of their own.
+    fn sample_features(
+        &mut self,
+        draw: Draw,
+        guide: Option<&Guide<Gpu<L>>>,
+        batch: &mut Batch<Gpu<L>>,
+        log_q: GpuViewMut<'_, f64>,
+        log_model: GpuViewMut<'_, f64>,
+        features: FeatureOutput<'_, Gpu<L>>,
+    ) -> Result<()> {
+        check_sample(self.space, guide, batch, log_q.len(), log_model.len())?;
+        features.check(self.space, batch.capacity())?;
+        let drawn = self.drawn_rows(&features, batch.capacity())?;
+        self.draw_rows(draw, guide, batch, log_q, log_model, drawn)?;
+        if drawn.is_some() { Ok(()) } else { features.evaluate(batch) }
     }
 
     fn score_guided(&mut self, guide: &Guide<Gpu<L>>, batch: &Batch<Gpu<L>>, log_q: GpuViewMut<'_, f64>) -> Result<()> {
