@@ -111,13 +111,50 @@ impl<'a> Tensor<'a> {
 /// A fingerprint of bytes that follow those of fingerprint `before`, 0 where they are the first: another for any change
 /// within 8 bytes, and for all but one in 2⁶⁴ of other changes that happen by accident.
 pub fn digest(before: u64, bytes: &[u8]) -> u64 {
-    // Each step is a permutation of the state for a given word, and of the word for a given state.
-    let mix = |state: u64, word: u64| (state ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
-    let (words, rest) = bytes.as_chunks::<8>();
-    let mut last = [0; 8];
-    last[..rest.len()].copy_from_slice(rest);
-    let state = words.iter().fold(before, |state, word| mix(state, u64::from_le_bytes(*word)));
-    mix(mix(state, u64::from_le_bytes(last)), bytes.len() as u64)
+    let mut digest = Digest { state: before, rest: [0; 8], held: 0, len: 0 };
+    digest.feed(bytes);
+    digest.finish()
+}
+
+/// A fingerprint under way: of parts it is that of the whole.
+struct Digest {
+    state: u64,
+    /// Bytes that are no whole word yet, and how many.
+    rest: [u8; 8],
+    held: usize,
+    len: u64,
+}
+
+impl Digest {
+    /// Each step is a permutation of the state for a given word, and of the word for a given state.
+    fn mix(&mut self, word: u64) {
+        self.state = (self.state ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
+    }
+
+    fn feed(&mut self, mut bytes: &[u8]) {
+        self.len += bytes.len() as u64;
+        if self.held > 0 {
+            let (front, behind) = bytes.split_at(bytes.len().min(8 - self.held));
+            self.rest[self.held..][..front.len()].copy_from_slice(front);
+            (self.held, bytes) = (self.held + front.len(), behind);
+            if self.held < 8 {
+                return;
+            }
+            self.mix(u64::from_le_bytes(self.rest));
+            self.held = 0;
+        }
+        let (words, rest) = bytes.as_chunks::<8>();
+        words.iter().for_each(|word| self.mix(u64::from_le_bytes(*word)));
+        self.rest[..rest.len()].copy_from_slice(rest);
+        self.held = rest.len();
+    }
+
+    fn finish(mut self) -> u64 {
+        self.rest[self.held..].fill(0);
+        self.mix(u64::from_le_bytes(self.rest));
+        self.mix(self.len);
+        self.state
+    }
 }
 
 /// The header of a safetensors file, its names sorted: the same bytes for the same content.
@@ -133,8 +170,9 @@ struct Header {
 pub(crate) fn save(path: &Path, metadata: &serde_json::Value, mut tensors: Vec<Tensor<'_>>) -> Result<()> {
     // The widest first, so that each is aligned.
     tensors.sort_by(|a, b| b.kind.bitsize().cmp(&a.kind.bitsize()).then(a.name.cmp(&b.name)));
-    let whole = tensors.iter().fold(0, |before, tensor| digest(before, tensor.bytes));
-    let plain = [("format", FORMAT.to_string()), ("digest", format!("\"{whole:016x}\""))];
+    let mut whole = Digest { state: 0, rest: [0; 8], held: 0, len: 0 };
+    tensors.iter().for_each(|tensor| whole.feed(tensor.bytes));
+    let plain = [("format", FORMAT.to_string()), ("digest", format!("\"{:016x}\"", whole.finish()))];
     let mut header =
         Header { metadata: plain.map(|(key, value)| (key.to_string(), value)).into(), tensors: BTreeMap::new() };
     for (key, value) in metadata.as_object().into_iter().flatten() {
@@ -181,10 +219,7 @@ pub(crate) fn load(path: &Path) -> Result<Saved> {
     }
     // Files of the first versions have none.
     if saved.metadata.contains_key("digest") {
-        let data = &saved.bytes[8 + header_len..];
-        let mut places: Vec<_> = header.tensors().values().map(|info| info.data_offsets).collect();
-        places.sort_unstable();
-        let whole = places.into_iter().fold(0, |before, (begin, end)| digest(before, &data[begin..end]));
+        let whole = digest(0, &saved.bytes[8 + header_len..]);
         let (expected, got): (String, _) = (saved.field("digest")?, format!("{whole:016x}"));
         if expected != got {
             return Err(Error::file(path, format!("damaged: expected tensors of digest {expected}, got {got}")));
@@ -313,6 +348,16 @@ mod tests {
             std::fs::write(&path, &flipped).unwrap();
             let error = load(&path).err().expect("damaged").to_string();
             assert!(error.contains("damaged: expected tensors of digest") && !error.contains('\n'), "{error}");
+        }
+        // Of parts, however they are cut, it is that of the whole.
+        for cuts in [vec![0, 3, 20], vec![8, 8, 17], vec![1, 2, 9], vec![20]] {
+            let mut parts = Digest { state: 7, rest: [0; 8], held: 0, len: 0 };
+            let mut from = 0;
+            for to in cuts.into_iter().chain([20]) {
+                parts.feed(&whole[from..to]);
+                from = to;
+            }
+            assert_eq!(parts.finish(), digest(7, &whole[..20]));
         }
         let zeros = digest(0, &[0; 8]);
         assert_ne!(zeros, digest(0, &[0; 7]));

@@ -36,9 +36,12 @@ struct World {
     features: FeatureTable,
     potential: Potential,
     guide: Guide,
-    /// For each context the strings that continue it, log P of what follows, and log p.
-    continued: Vec<(Vec<Vec<Token>>, Vec<f64>, Vec<f64>)>,
+    /// By contexts.
+    continued: Vec<Continued>,
 }
+
+/// The strings that continue a context, log P of what follows it in each, and log p.
+type Continued = (Vec<Vec<Token>>, Vec<f64>, Vec<f64>);
 
 fn world(requires: bool) -> World {
     let seen = [vec![0, 1, 1, 0, 3], vec![1, 0, 1, 1, 0], vec![0, 0, 1, 3], vec![1, 1, 1, 0, 3]];
