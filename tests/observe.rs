@@ -1,7 +1,14 @@
 //! What observers leave behind, and what alarms them.
 
+use std::time::{Duration, Instant};
+
+use ebm_dpg::backend::Cpu;
+use ebm_dpg::features::{Feature, FeatureSet};
+use ebm_dpg::models::{Lstm, LstmShape, Markov};
 use ebm_dpg::observe::{Alarms, JsonLines, Observer, TensorBoard};
-use ebm_dpg::tune::Record;
+use ebm_dpg::potential::{Potential, Role};
+use ebm_dpg::tokens::Space;
+use ebm_dpg::tune::{Record, Source, Target, TuneData, TuneOptions, tune};
 use ebm_dpg::weights::Estimate;
 
 fn record(samples: usize) -> Record {
@@ -142,4 +149,36 @@ fn each_alarm_is_raised_once_and_says_when() {
     assert!(raised(Record { moments: vec![Estimate::exact(f64::NAN)], ..record(7) })[0].contains("not a number"));
     // No update yet: the loss is NaN, and that is no alarm.
     assert!(raised(Record { loss: f64::NAN, updates: 0, ..record(8) }).is_empty());
+}
+
+/// The measurement that README.md quotes: everything that is written at an evaluation, against the run.
+#[test]
+#[ignore = "a measurement: half a minute"]
+fn observers_take_less_than_a_fiftieth_of_a_run() {
+    let space = Space::new(2, 31).unwrap();
+    let set = FeatureSet::new(space).with("11", Feature::Contains(vec![1, 1])).unwrap();
+    let (features, potential) = (set.compile(&Cpu).unwrap(), Potential::new(&Cpu, &[Role::Tilt(1.0)]).unwrap());
+    let mut base = Markov::noise(space, 30).unwrap();
+    let mut target =
+        Target { base: &mut base, features: &features, potential: &potential, guide: None, contexts: None };
+    let mut policy = Lstm::new(space, LstmShape { layers: 1, hidden: 64, dropout: 0.0 }, 1).unwrap();
+    let mut options = TuneOptions::default();
+    (options.proposal, options.samples) = (Source::Base, 8_000);
+    let room = tempfile::tempdir().unwrap();
+    let mut lines = JsonLines::create(&room.path().join("tuning.jsonl")).unwrap();
+    let mut board = TensorBoard::create(room.path(), &["11".to_string()]).unwrap();
+    let mut alarms = Alarms::new();
+    let (began, mut observed) = (Instant::now(), Duration::ZERO);
+    let tuned = tune(&Cpu, &mut target, &mut policy, &options, TuneData::default(), |now| {
+        if let Some(record) = now.record {
+            let began = Instant::now();
+            let observers: [&mut dyn Observer; 3] = [&mut lines, &mut board, &mut alarms];
+            observers.into_iter().for_each(|observer| observer.record(1.0, record).unwrap());
+            observed += began.elapsed();
+        }
+    });
+    let (whole, records) = (began.elapsed(), tuned.unwrap().history.len() as u32);
+    let share = observed.as_secs_f64() / whole.as_secs_f64();
+    println!("{records} records, {:?} each, {share:.1e} of {whole:.1?}", observed / records);
+    assert!(share < 0.02, "{share}");
 }

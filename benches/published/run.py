@@ -29,13 +29,15 @@ METHODS = {
     # With a hard constraint a fresh policy would see no reward at all: the papers' finite λ instead.
     "reinforce": ["--method", "reinforce", "--baseline", "--fit", "sgd"],
 }
+DIVERGENCES = ("reverse-kl", "tv", "js", "chi2", "reverse-chi2", "alpha:0.5")
 OBJECTIVES = {name: [*options, "--fit", "sgd", "--init", "base"] for name, options in {
     "distill": ["--method", "distill"],
     "dpg": ["--method", "dpg-off"],
     "dpg-baseline": ["--method", "dpg-off", "--baseline"],
     "gdc++": ["--method", "dpg-on", "--baseline"],
-    **{name: ["--method", "dpg-off", "--baseline", "--divergence", name]
-       for name in ("reverse-kl", "tv", "js", "chi2", "reverse-chi2", "alpha:0.5")},
+    **{name: ["--method", "dpg-off", "--baseline", "--divergence", name] for name in DIVERGENCES},
+    # As their papers have it: π/q is 1 then, where a frozen q lets it grow without bound.
+    **{f"{name}-on": ["--method", "dpg-on", "--baseline", "--divergence", name] for name in DIVERGENCES},
     "balance": ["--method", "balance"],
     "sub-balance": ["--method", "sub-balance"],
     "kl-control": ["--method", "kl-control", "--baseline=leave-one-out"],
