@@ -63,7 +63,8 @@
 //! let fit = fit(&Cpu, &mut base, &features, &wanted, &FitOptions::default(), Draw::new(0, Purpose::Fit))?;
 //!
 //! let (table, potential) = (features.compile(&Cpu)?, fit.potential(&Cpu)?);
-//! let mut target = Target { base: &mut base, features: &table, potential: &potential, guide: fit.guide.as_ref(), contexts: None };
+//! let guide = fit.guide.as_ref();
+//! let mut target = Target { base: &mut base, features: &table, potential: &potential, guide, contexts: None };
 //! let mut policy = Lstm::new(space, LstmShape { layers: 1, hidden: 16, dropout: 0.0 }, 0)?;
 //! let mut options = TuneOptions::default();
 //! (options.samples, options.batch) = (30_000, 100);

@@ -29,15 +29,16 @@ METHODS = {
     # With a hard constraint a fresh policy would see no reward at all: the papers' finite λ instead.
     "reinforce": ["--method", "reinforce", "--baseline", "--fit", "sgd"],
 }
-DIVERGENCES = ("reverse-kl", "tv", "js", "chi2", "reverse-chi2", "alpha:0.5")
+# A frozen q need not cover π: only divergences whose coefficients are positive weights, without a baseline, can bear that.
+OFF_POLICY = ("tv", "js", "chi2", "alpha:0.5")
+ON_POLICY = ("reverse-kl", *OFF_POLICY, "reverse-chi2")
 OBJECTIVES = {name: [*options, "--fit", "sgd", "--init", "base"] for name, options in {
     "distill": ["--method", "distill"],
     "dpg": ["--method", "dpg-off"],
     "dpg-baseline": ["--method", "dpg-off", "--baseline"],
     "gdc++": ["--method", "dpg-on", "--baseline"],
-    **{name: ["--method", "dpg-off", "--baseline", "--divergence", name] for name in DIVERGENCES},
-    # As their papers have it: π/q is 1 then, where a frozen q lets it grow without bound.
-    **{f"{name}-on": ["--method", "dpg-on", "--baseline", "--divergence", name] for name in DIVERGENCES},
+    **{name: ["--method", "dpg-off", "--divergence", name] for name in OFF_POLICY},
+    **{f"{name}-on": ["--method", "dpg-on", "--baseline", "--divergence", name] for name in ON_POLICY},
     "balance": ["--method", "balance"],
     "sub-balance": ["--method", "sub-balance"],
     "kl-control": ["--method", "kl-control", "--baseline=leave-one-out"],
