@@ -130,13 +130,26 @@ fn evaluate(features: &FeatureSet, batch: &Batch) -> Vec<f32> {
     phi
 }
 
+/// The automaton of one feature; `None` where it has more states than are allowed here, which only random regular expressions
+/// (repeated, counted) and random compounds may.
+fn automaton_alone(features: &FeatureSet, at: usize) -> Option<Automaton> {
+    let feature = &features.features()[at];
+    let refused = match features.automaton(&[at], 1 << 16) {
+        Ok(automaton) => return Some(automaton),
+        Err(refused) => refused.to_string(),
+    };
+    let may_be_large = matches!(feature, Feature::All(_) | Feature::Any(_)) || format!("{feature:?}").contains("Regex");
+    assert!(may_be_large && refused.contains("at most 65536 states"), "{refused}: {feature:?}");
+    None
+}
+
 /// Table, stored table, single automata and product automaton against the definition, on every sequence.
 fn check_all(features: &FeatureSet, sequences: &[Vec<Token>]) {
     let space = features.space();
     let batch = Batch::from_sequences(space, sequences).unwrap();
     let phi = evaluate(features, &batch);
     let which: Vec<usize> = (0..features.len()).filter(|&at| features.is_automaton(at)).collect();
-    let single: Vec<_> = which.iter().map(|&at| features.automaton(&[at], 1 << 16).unwrap()).collect();
+    let single: Vec<_> = which.iter().map(|&at| automaton_alone(features, at)).collect();
     // Many features may have too many states together.
     let product = features.automaton(&which, 1 << 14).ok();
     for (row, sequence) in sequences.iter().enumerate() {
@@ -145,9 +158,10 @@ fn check_all(features: &FeatureSet, sequences: &[Vec<Token>]) {
             let want = naive(feature, features, sequence);
             assert_eq!(phi[row * features.len() + at], want, "table: {feature:?} of {sequence:?}");
             if let Some(output) = which.iter().position(|&other| other == at) {
-                let one = &single[output];
-                assert_eq!(one.values(one.run(text))[0], want, "automaton: {feature:?} of {sequence:?}");
-                assert_eq!(one.run(text), one.run(sequence), "EOS must not move the state");
+                if let Some(one) = &single[output] {
+                    assert_eq!(one.values(one.run(text))[0], want, "automaton: {feature:?} of {sequence:?}");
+                    assert_eq!(one.run(text), one.run(sequence), "EOS must not move the state");
+                }
                 let values = product.as_ref().map(|product| product.values(product.run(text))[output]);
                 assert!(values.is_none_or(|value| value == want), "product: {feature:?} of {sequence:?}");
             }
