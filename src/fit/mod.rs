@@ -362,9 +362,12 @@ impl Run<'_> {
     fn report(mut self, sample: &Sample, guide: Option<Guide>, samples: usize) -> Result<Fit> {
         let potential = self.plan.potential()?;
         let log_p = sample.log_potential(&potential);
-        let log_z = ImportanceWeights::new(&log_p, &sample.log_q)?.log_z();
-        let within = within_groups(sample, &log_p)?;
-        let weights = ImportanceWeights::new(&within, &sample.log_q)?;
+        let mut weights = ImportanceWeights::new(&log_p, &sample.log_q)?;
+        let log_z = weights.log_z();
+        if !sample.context.is_empty() {
+            let known = log_z_by_context(&log_p, &sample.log_q, &sample.context)?;
+            weights = ImportanceWeights::new(&within_contexts(&log_p, &sample.context, &known), &sample.log_q)?;
+        }
         let ess = weights.ess();
         if ess < 10.0 {
             let reason = format!(
@@ -410,15 +413,6 @@ fn groups(sample: &Sample, rows: &[usize]) -> Vec<usize> {
     numbers.sort_unstable();
     numbers.dedup();
     rows.iter().map(|row| numbers.partition_point(|&number| number < of(row))).collect()
-}
-
-/// log P of all rows, less the log Ẑ of their contexts where there are any.
-fn within_groups(sample: &Sample, log_p: &[f64]) -> Result<Vec<f64>> {
-    if sample.context.is_empty() {
-        return Ok(log_p.to_vec());
-    }
-    let log_z = log_z_by_context(log_p, &sample.log_q, &sample.context)?;
-    Ok(within_contexts(log_p, &sample.context, &log_z))
 }
 
 /// The rows of a sample of q (r, or what draws in its place) that rejection keeps under `potential`, as a sample of

@@ -36,7 +36,8 @@ pub trait Scorer<B: Backend> {
     /// The space of sequences it is normalised over.
     fn space(&self) -> Space;
 
-    /// Writes log π(x) in nats for each row of `batch` to `log_probs` (`[rows]`), each ≤ 0.
+    /// Writes log π(x) in nats for each row of `batch` to `log_probs` (`[rows]`), each ≤ 0; of a row with a context, that of
+    /// what follows it, given it.
     ///
     /// A row's value does not depend on the rows around it.
     ///
@@ -47,7 +48,8 @@ pub trait Scorer<B: Backend> {
 
 /// A model that also draws sequences.
 pub trait Sampler<B: Backend>: Scorer<B> {
-    /// Fills `batch` to its capacity with sequences drawn by inverse CDF from the uniforms of `draw`.
+    /// Fills `batch` to its capacity with sequences drawn by inverse CDF from the uniforms of `draw`; a row that begins with a
+    /// context ([`Batch::begin`]) goes on from it.
     ///
     /// With a `guide`, step t draws from q_t(c) ∝ π_t(c)·h(state after c, tokens left). `log_q` (`[capacity]`)
     /// receives the log-prob of the distribution actually drawn from, `log_model` the model's own log π(x), both from

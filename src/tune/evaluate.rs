@@ -87,15 +87,15 @@ pub fn evaluate<B: Backend, R: Sampler<B>, P: Policy<B>>(
         policy.score(&draws.batch, B::view_mut(&mut log_pi, rows))?;
         backend.download(&log_pi, &mut host_log_pi)?;
     }
-    let log_z = ImportanceWeights::new(&draws.host_log_p, &draws.host_log_q)?.log_z();
-    let mut log_p = draws.host_log_p.clone();
+    let mut weights = ImportanceWeights::new(&draws.host_log_p, &draws.host_log_q)?;
+    let log_z = weights.log_z();
     let (mut contexts, mut unknown) = (Vec::new(), None);
     if let Some(count) = target.contexts.map(|contexts| contexts.len()) {
         let of = context_numbers(backend, &draws)?;
         contexts = evaluate_contexts(&draws, &host_log_pi, &of, count, missing.as_ref())?;
         let mut known = vec![f64::NEG_INFINITY; count];
         contexts.iter().for_each(|context| known[context.context] = context.log_z.value);
-        log_p = within_contexts(&log_p, &of, &known);
+        weights = ImportanceWeights::new(&within_contexts(&draws.host_log_p, &of, &known), &draws.host_log_q)?;
         unknown = (contexts.len() < count).then(|| {
             format!(
                 "{} of {count} contexts had no draw of positive weight: nothing is known of them",
@@ -103,7 +103,6 @@ pub fn evaluate<B: Backend, R: Sampler<B>, P: Policy<B>>(
             )
         });
     }
-    let weights = ImportanceWeights::new(&log_p, &draws.host_log_q)?;
     let weights = match outside {
         Some(outside) => weights.with_outside(outside),
         None => weights,

@@ -2,6 +2,7 @@
 
 use crate::backend::Backend;
 use crate::error::{Error, Result, expect_len};
+use crate::models::at_most_zero;
 
 /// Replaces log q by log(s·q + s′·q′), both `[rows]`, with `log_shares` = [log s, log s′], s + s′ = 1: what weighs the draws
 /// of either component where both have drawn, the s-th part of the rows q and the rest q′ (the balance heuristic of Veach &
@@ -32,8 +33,7 @@ pub(crate) fn log_mixture(log_q: f64, log_other: f64, [log_share, log_other_shar
     let (low, high) = if a < b { (a, b) } else { (b, a) };
     // Neither −∞ − −∞ nor a NaN that a maximum would drop.
     let log_prob = if low == f64::NEG_INFINITY { high } else { high + (low - high).exp().ln_1p() };
-    // Rounding may have put it above 0.
-    if log_prob > 0.0 { 0.0 } else { log_prob }
+    at_most_zero(log_prob)
 }
 
 /// The CPU's [`WeightKernel::mix`](super::WeightKernel::mix).

@@ -1,7 +1,7 @@
 //! Importance weights w(x) = P(x)/q(x) in log space, and what is estimated from them.
 //!
-//! [`weights`] is the kernel of the training step, and [`mix`] that of a proposal with two components; [`ImportanceWeights`] estimates log Z, divergences and moments with
-//! their standard errors from one sample of q; [`statistics`](fn@statistics) says less, but of rows that stay on the device;
+//! [`weights`] is the kernel of the training step, and [`mix`] that of a proposal with two components;
+//! [`ImportanceWeights`] estimates log Z, divergences and moments with their standard errors from one sample of q; [`statistics`](fn@statistics) says less, but of rows that stay on the device;
 //! [`LogMean`] accumulates log Ẑ across steps.
 
 use rayon::prelude::*;

@@ -19,8 +19,8 @@ pub(crate) struct Weighted<'a> {
 }
 
 /// A weighted residual below this is taken for 0: some 20 digits below what an update can show. A policy that has all but
-/// lost a token would otherwise fill the back-propagation with subnormal products, for which processors take a hundred times
-/// as long.
+/// lost a token would otherwise fill the back-propagation with subnormal products, for which processors take many times as
+/// long.
 const NOTHING: f32 = 1e-30;
 
 impl Network {
