@@ -178,6 +178,46 @@ impl CudaLauncher {
         Ok(self.recorder().unwrap_or(stream))
     }
 
+    /// Runs any kernel of this launcher's context, on its stream. It does not wait for the end.
+    ///
+    /// # Errors
+    /// What the driver says of the launch.
+    ///
+    /// # Safety
+    /// The function's module stays loaded until the kernel has ended. The arguments are those of its declaration in number and
+    /// type, and each pointer among them spans the memory that the kernel uses.
+    pub unsafe fn run(
+        &self,
+        function: &CudaFunction,
+        grid: Grid,
+        arguments: &[Argument],
+    ) -> std::result::Result<(), DriverError> {
+        let stream = self.bound_recorder()?;
+        let mut pointers: Vec<_> = arguments.iter().map(Argument::pointer).collect();
+        // SAFETY: plain values, of which 0 is one.
+        let mut cluster: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+        cluster.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+        cluster.value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: grid.cluster, y: 1, z: 1 };
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid.blocks[0],
+            gridDimY: grid.blocks[1],
+            gridDimZ: 1,
+            blockDimX: grid.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared_bytes,
+            hStream: stream,
+            attrs: &mut cluster,
+            numAttrs: u32::from(grid.cluster > 1),
+        };
+        // SAFETY:
+        // 1. The context is current, and the stream and the function are of it.
+        // 2. The arguments are the kernel's in number and type, and what they point to is as it expects: the caller's.
+        // 3. Config and pointers live through the call; the driver has copied the arguments when it returns, and writes none.
+        unsafe { sys::cuLaunchKernelEx(&config, function.cu_function(), pointers.as_mut_ptr(), std::ptr::null_mut()) }
+            .result()
+    }
+
     /// For what may not be recorded: the stream, unless this thread records.
     fn bound_host_stream(&self) -> std::result::Result<sys::CUstream, DriverError> {
         match self.recorder() {
@@ -366,18 +406,15 @@ impl Launcher for CudaLauncher {
     }
 
     unsafe fn launch(&self, kernel: Kernel, grid: Grid, arguments: &[Argument]) -> Result<()> {
-        let function = self.loaded.functions[kernel as usize].cu_function();
-        let Grid { blocks: [x, y], threads, shared_bytes } = grid;
-        let mut pointers: Vec<_> = arguments.iter().map(Argument::pointer).collect();
-        // SAFETY:
-        // 1. The function's module stays loaded as long as `self`, which waits for the stream before it goes.
-        // 2. The arguments are the kernel's in number and type, and what they point to is as it expects: the caller's.
-        // 3. The driver has copied the arguments when it returns, and writes none.
-        let launch = |stream| unsafe {
-            result::launch_kernel(function, (x, y, 1), (threads, 1, 1), shared_bytes, stream, &mut pointers)
+        let function = &self.loaded.functions[kernel as usize];
+        let Grid { blocks: [x, y], threads, shared_bytes, cluster } = grid;
+        let shape = || {
+            let clusters = if cluster > 1 { format!(" in clusters of {cluster}") } else { String::new() };
+            format!("kernel {}, {x} × {y} blocks of {threads} threads{clusters}, {shared_bytes} B", kernel.symbol())
         };
-        let shape = || format!("kernel {}, {x} × {y} blocks of {threads} threads, {shared_bytes} B", kernel.symbol());
-        self.bound_recorder().and_then(launch).map_err(|error| failed(shape())(error))
+        // SAFETY: the function's module stays loaded as long as `self`, which waits for the stream before it goes; the
+        // arguments are the caller's.
+        unsafe { self.run(function, grid, arguments) }.map_err(|error| failed(shape())(error))
     }
 
     unsafe fn product(&self, product: &Product) -> Result<()> {

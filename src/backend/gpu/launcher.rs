@@ -149,6 +149,9 @@ pub struct Grid {
     pub threads: u32,
     /// Dynamic shared memory of a block, in bytes.
     pub shared_bytes: u32,
+    /// Blocks of a cluster, neighbours in x that see each other's shared memory: at most 8, a divisor of the blocks in x, and
+    /// 1 below compute capability 9.0.
+    pub cluster: u32,
 }
 
 impl Grid {
@@ -159,7 +162,7 @@ impl Grid {
 
     /// `blocks` blocks of `threads` threads.
     pub fn new(blocks: u32, threads: u32) -> Self {
-        Grid { blocks: [blocks, 1], threads, shared_bytes: 0 }
+        Grid { blocks: [blocks, 1], threads, shared_bytes: 0, cluster: 1 }
     }
 
     /// The same with `threads` threads in a block.
@@ -170,6 +173,11 @@ impl Grid {
     /// The same with `bytes` of dynamic shared memory per block.
     pub fn shared(self, bytes: usize) -> Self {
         Grid { shared_bytes: bytes as u32, ..self }
+    }
+
+    /// The same in clusters of `blocks` blocks.
+    pub fn clusters(self, blocks: u32) -> Self {
+        Grid { cluster: blocks, ..self }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::tune::KlControl;
 use crate::tune::rejection::Rejection;
 
 /// The one block of the kernels that keep the books.
-const ONE: Grid = Grid { blocks: [1, 1], threads: 1024, shared_bytes: 0 };
+const ONE: Grid = Grid { blocks: [1, 1], threads: 1024, shared_bytes: 0, cluster: 1 };
 
 /// A warp for each row.
 fn warps(rows: usize) -> Grid {

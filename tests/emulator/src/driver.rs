@@ -1,13 +1,12 @@
 //! GPU tests by way of the CUDA driver: a real one, or on machines without a GPU a fake one (`driver/fake_cuda.cpp`) that
 //! holds the emulator. The fake is a libcuda.so, so a program uses it if started with it on its path.
 
-use std::ffi::c_void;
 use std::process::{Command, Output};
 use std::sync::{Arc, OnceLock};
 
 use ebm_dpg::backend::Device;
 use ebm_dpg::backend::gpu::{Argument, Cuda, CudaLauncher, Grid};
-use ebm_dpg::cudarc::driver::{CudaFunction, CudaModule, DriverError, sys};
+use ebm_dpg::cudarc::driver::{CudaFunction, CudaModule, DriverError};
 use ebm_dpg::cudarc::nvrtc::Ptx;
 use ebm_dpg::{Error, Result};
 
@@ -25,32 +24,11 @@ pub fn first_gpu() -> Option<Cuda> {
 }
 
 impl RunByName for CudaLauncher {
-    unsafe fn run_by_name(&self, name: &str, grid: Grid, cluster: u32, arguments: &[Argument]) -> Result<()> {
+    unsafe fn run_by_name(&self, name: &str, grid: Grid, arguments: &[Argument]) -> Result<()> {
         let failed = |error: DriverError| Error::gpu(name, format!("{error:?}"));
         let function = function(self, name).map_err(failed)?;
-        let mut pointers: Vec<*mut c_void> = arguments.iter().map(Argument::pointer).collect();
-        // SAFETY: plain values, of which 0 is one.
-        let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
-        attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
-        attribute.value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 };
-        let config = sys::CUlaunchConfig {
-            gridDimX: grid.blocks[0],
-            gridDimY: grid.blocks[1],
-            gridDimZ: 1,
-            blockDimX: grid.threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: grid.shared_bytes,
-            hStream: self.stream().cu_stream(),
-            attrs: &mut attribute,
-            numAttrs: u32::from(cluster > 1),
-        };
-        // SAFETY: config, attribute and pointers live through the call, which copies the arguments; they are the
-        // kernel's in number and type, and what they point to is as it expects: the caller's.
-        let launched = unsafe {
-            sys::cuLaunchKernelEx(&config, function.cu_function(), pointers.as_mut_ptr(), std::ptr::null_mut())
-        };
-        launched.result().map_err(failed)
+        // SAFETY: the module is never unloaded; the arguments are the caller's.
+        unsafe { self.run(&function, grid, arguments) }.map_err(failed)
     }
 }
 

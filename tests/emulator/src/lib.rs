@@ -111,7 +111,7 @@ pub type Emulated = Gpu<Emulator>;
 
 /// A launcher that also runs kernels which are not the crate's own: those that test it.
 pub trait RunByName: Launcher {
-    /// Runs the kernel of this name with `cluster` blocks per cluster.
+    /// Runs the kernel of this name.
     ///
     /// # Errors
     /// No such kernel, a launch that the device refuses; of an emulator also another signature than the arguments' and
@@ -119,17 +119,17 @@ pub trait RunByName: Launcher {
     ///
     /// # Safety
     /// As [`Launcher::launch`].
-    unsafe fn run_by_name(&self, name: &str, grid: Grid, cluster: u32, arguments: &[Argument]) -> Result<()>;
+    unsafe fn run_by_name(&self, name: &str, grid: Grid, arguments: &[Argument]) -> Result<()>;
 }
 
 impl RunByName for Emulator {
-    unsafe fn run_by_name(&self, name: &str, grid: Grid, cluster: u32, arguments: &[Argument]) -> Result<()> {
+    unsafe fn run_by_name(&self, name: &str, grid: Grid, arguments: &[Argument]) -> Result<()> {
         let kernel = *self.kernels.get(name).ok_or_else(|| unknown(name))?;
         let got: String = arguments.iter().map(Argument::code).collect();
         if kernel.signature() != got {
             return Err(Error::argument(format!("arguments of {name}"), kernel.signature(), got));
         }
-        let config = self.config(grid, cluster);
+        let config = self.config(grid);
         let mut pointers: Vec<_> = arguments.iter().map(Argument::pointer).collect();
         let mut error = [0u8; 2048];
         // SAFETY: kernel, config and arguments live through the call, the error has `room` bytes, and the arguments have
@@ -178,7 +178,7 @@ impl Emulator {
         Gpu::new(Emulator::new(schedule)?)
     }
 
-    fn config(&self, grid: Grid, cluster: u32) -> Config {
+    fn config(&self, grid: Grid) -> Config {
         let (order, copies, seed) = match self.schedule {
             Schedule::Forward => (0, 0, 0),
             Schedule::Backward => (1, 1, 0),
@@ -187,7 +187,7 @@ impl Emulator {
         Config {
             grid: [grid.blocks[0], grid.blocks[1], 1],
             block: [grid.threads, 1, 1],
-            cluster,
+            cluster: grid.cluster,
             shared_bytes: grid.shared_bytes,
             order,
             copies,
@@ -257,7 +257,7 @@ impl Launcher for Emulator {
     unsafe fn launch(&self, kernel: Kernel, grid: Grid, arguments: &[Argument]) -> Result<()> {
         self.launched.lock().expect("no launch panics").push(kernel);
         // SAFETY: the same contract.
-        unsafe { self.run_by_name(kernel.symbol(), grid, 1, arguments) }
+        unsafe { self.run_by_name(kernel.symbol(), grid, arguments) }
     }
 
     unsafe fn product(&self, product: &Product) -> Result<()> {

@@ -65,24 +65,10 @@ fn every_case_by_way_of_the_driver() {
     assert!(output.status.success() && !out.contains(" 0 passed"), "{out}{err}");
 }
 
-/// A launch: blocks, threads, dynamic shared memory, blocks per cluster.
-struct Shape(Grid, u32);
-
-impl Shape {
-    fn new(blocks: u32, threads: u32) -> Self {
-        Shape(Grid::new(blocks, threads), 1)
-    }
-
-    fn shared(self, bytes: usize) -> Self {
-        Shape(self.0.shared(bytes), self.1)
-    }
-}
-
 /// Runs a kernel on `input` and returns its `len` words.
-type Run<'a> = &'a dyn Fn(&str, Shape, &[u32], usize) -> Vec<u32>;
+type Run<'a> = &'a dyn Fn(&str, Grid, &[u32], usize) -> Vec<u32>;
 
-fn run<L: RunByName>(gpu: &Gpu<L>, name: &str, shape: Shape, input: &[u32], len: usize) -> Vec<u32> {
-    let Shape(grid, cluster) = shape;
+fn run<L: RunByName>(gpu: &Gpu<L>, name: &str, grid: Grid, input: &[u32], len: usize) -> Vec<u32> {
     if gpu.launcher().limits().capability < 90 && ["conform_cluster", "conform_bulk_copy"].contains(&name) {
         return Vec::new();
     }
@@ -91,7 +77,7 @@ fn run<L: RunByName>(gpu: &Gpu<L>, name: &str, shape: Shape, input: &[u32], len:
     gpu.upload(input, &mut from).unwrap();
     let arguments = [Argument::from(&from), Argument::from(&to)];
     // SAFETY: all conformance kernels take two pointers; each case gives the words that the kernel's header names.
-    unsafe { gpu.launcher().run_by_name(name, grid, cluster, &arguments) }.unwrap();
+    unsafe { gpu.launcher().run_by_name(name, grid, &arguments) }.unwrap();
     let mut words = vec![0; len];
     gpu.download(&to, &mut words).unwrap();
     words
@@ -117,25 +103,25 @@ mod cases {
 
     pub fn indices(run: Run) {
         let grid = Grid { blocks: [3, 2], ..Grid::new(1, 40) };
-        let got = run("conform_indices", Shape(grid, 1), &[5], 240);
+        let got = run("conform_indices", grid, &[5], 240);
         expect_rows(&got, &[&|i| ((i / 40) << 16 | 2 << 12 | 5 << 8 | (i % 40)) as u32]);
     }
 
     pub fn vectors(run: Run) {
         let v = numbers(128);
-        let got = run("conform_vectors", Shape::new(1, 32), &v, 128);
+        let got = run("conform_vectors", Grid::new(1, 32), &v, 128);
         expect_rows(&got, &[&|i| v[i / 4 * 4 + [3, 2, 1, 0][i % 4]]]);
     }
 
     pub fn shared_memory(run: Run) {
         let v = numbers(64);
-        let got = run("conform_shared_memory", Shape::new(1, 64).shared(256), &v, 256);
+        let got = run("conform_shared_memory", Grid::new(1, 64).shared(256), &v, 256);
         expect_rows(&got, &[&|t| v[63 - t], &|t| v[63 - t] * 3, &|t| v[63 - t] * 5, &|_| 0]);
     }
 
     pub fn cache_hints(run: Run) {
         let v = numbers(32);
-        let got = run("conform_cache_hints", Shape::new(1, 32), &v, 160);
+        let got = run("conform_cache_hints", Grid::new(1, 32), &v, 160);
         expect_rows(&got, &[&|t| v[t], &|t| v[t], &|t| v[t], &|t| v[t], &|t| v[t]]);
     }
 
@@ -146,7 +132,7 @@ mod cases {
         let first = |zeros: u32, none: bool| if none { 0 } else { zeros + 1 };
         let bytes = |t: usize| [v[t].to_le_bytes(), 0xaabb_ccddu32.to_le_bytes()].concat();
         expect_rows(
-            &run("conform_bits", Shape::new(1, 64), &v, 512),
+            &run("conform_bits", Grid::new(1, 64), &v, 512),
             &[
                 &|t| v[t].count_ones() | v[t].leading_zeros() << 8 | first(v[t].trailing_zeros(), v[t] == 0) << 16,
                 &|t| {
@@ -172,7 +158,7 @@ mod cases {
         let min_max = |t: usize| (of(t).min(7) * 1000 + of(t).max(-7)) as u32;
         let power = |t: usize| if of(t) * 4 < -126 { 0 } else { 2f32.powi(of(t) * 4).to_bits() };
         expect_rows(
-            &run("conform_arithmetic", Shape::new(1, 64), &v, 512),
+            &run("conform_arithmetic", Grid::new(1, 64), &v, 512),
             &[
                 &min_max,
                 &min_max,
@@ -198,7 +184,7 @@ mod cases {
 
     pub fn to_half(run: Run) {
         let v = floats();
-        let got = run("conform_to_half", Shape::new(v.len() as u32 / 128, 128), &v, v.len() * 3);
+        let got = run("conform_to_half", Grid::new(v.len() as u32 / 128, 128), &v, v.len() * 3);
         for (i, &bits) in v.iter().enumerate() {
             let f = f32::from_bits(bits);
             // NVIDIA's conversions give one NaN.
@@ -211,7 +197,7 @@ mod cases {
 
     pub fn from_half(run: Run) {
         let v: Vec<u32> = (0..1 << 16).collect();
-        let got = run("conform_from_half", Shape::new(256, 256), &v, v.len() * 2);
+        let got = run("conform_from_half", Grid::new(256, 256), &v, v.len() * 2);
         for &bits in &v {
             let (half, brain) = (f16::from_bits(bits as u16), bf16::from_bits(bits as u16));
             let answer = &got[bits as usize * 2..][..2];
@@ -228,7 +214,7 @@ mod cases {
         let v = numbers(64);
         let at = |t: usize, lane: usize| v[t / 32 * 32 + lane];
         expect_rows(
-            &run("conform_shuffles", Shape::new(1, 64), &v, 512),
+            &run("conform_shuffles", Grid::new(1, 64), &v, 512),
             &[
                 &|t| at(t, 5),
                 &|t| at(t, t % 32 / 8 * 8 + 5),
@@ -250,7 +236,7 @@ mod cases {
         let least = |t: usize| *warp(t).iter().min().unwrap();
         let most = |t: usize| *warp(t).iter().max().unwrap();
         expect_rows(
-            &run("conform_votes", Shape::new(1, 64), &v, 640),
+            &run("conform_votes", Grid::new(1, 64), &v, 640),
             &[
                 &|t| mask(t, &|v| v & 1 != 0),
                 &|t| warp(t).contains(&7) as u32 * 2 + warp(t).iter().all(|&v| v < 90) as u32,
@@ -272,20 +258,20 @@ mod cases {
 
     pub fn syncwarp(run: Run) {
         let v = numbers(64);
-        let got = run("conform_syncwarp", Shape::new(1, 64), &v, 64);
+        let got = run("conform_syncwarp", Grid::new(1, 64), &v, 64);
         expect_rows(&got, &[&|t| v[t / 32 * 32 + (t + 6) % 32] * 2]);
     }
 
     pub fn named_barriers(run: Run) {
         let v = numbers(64);
-        expect_rows(&run("conform_named_barriers", Shape::new(1, 128), &v, 64), &[&|t| v[63 - t] * 3]);
+        expect_rows(&run("conform_named_barriers", Grid::new(1, 128), &v, 64), &[&|t| v[63 - t] * 3]);
     }
 
     pub fn block_sum(run: Run) {
         for threads in [32, 96, 1024] {
             let v = numbers(threads);
             let sum: u32 = v.iter().sum();
-            let got = run("conform_block_sum", Shape::new(1, threads as u32), &v, 6);
+            let got = run("conform_block_sum", Grid::new(1, threads as u32), &v, 6);
             let (most, least) = (v[threads - 1] + 101 * (threads as u32 - 1), v.iter().min().unwrap());
             assert_eq!(got, [sum, sum * 2, sum, sum * 2, most, 100 - least], "{threads} threads");
         }
@@ -293,7 +279,7 @@ mod cases {
 
     pub fn atomics(run: Run) {
         let v = numbers(256);
-        let got = run("conform_atomics", Shape::new(4, 64), &v, 12);
+        let got = run("conform_atomics", Grid::new(4, 64), &v, 12);
         let sum: u32 = v.iter().sum();
         let (or, xor) = (v.iter().fold(0, |a, v| a | v), v.iter().fold(0, |a, v| a ^ v));
         assert_eq!(got[..8], [sum, sum.wrapping_neg(), 100, -100i32 as u32, or, 0, xor, sum]);
@@ -304,18 +290,18 @@ mod cases {
     pub fn first_fault(run: Run) {
         let mut v = vec![0; 256];
         (v[70], v[75], v[200]) = (7, 7, 7);
-        assert_eq!(run("conform_first_fault", Shape::new(1, 256), &v, 2), [70 << 8 | 5, 0]);
+        assert_eq!(run("conform_first_fault", Grid::new(1, 256), &v, 2), [70 << 8 | 5, 0]);
     }
 
     pub fn last_block(run: Run) {
         let v = numbers(40 * 32);
-        let got = run("conform_last_block", Shape::new(40, 32), &v, 65);
+        let got = run("conform_last_block", Grid::new(40, 32), &v, 65);
         assert_eq!((got[0], got[64]), (v.iter().sum(), 40));
     }
 
     pub fn cp_async(run: Run) {
         let v: Vec<u32> = (0..256).map(|i| 0x0101_0101 * (i % 255 + 1)).collect();
-        let got = run("conform_cp_async", Shape::new(1, 32).shared(1024), &v, 256);
+        let got = run("conform_cp_async", Grid::new(1, 32).shared(1024), &v, 256);
         for copy in 0..64 {
             let bytes: &[u8] = bytemuck::cast_slice(&v[copy * 4..][..4]);
             let mut expected = [0u8; 16];
@@ -327,7 +313,7 @@ mod cases {
     pub fn ldmatrix(run: Run) {
         let rows: Vec<[u16; 8]> =
             (0..32).map(|row| [0, 1, 2, 3, 4, 5, 6, 7].map(|column| row * 256 + column)).collect();
-        let got = run("conform_ldmatrix", Shape::new(1, 32).shared(512), bytemuck::cast_slice(&rows), 256);
+        let got = run("conform_ldmatrix", Grid::new(1, 32).shared(512), bytemuck::cast_slice(&rows), 256);
         // Row r of matrix m is the one that lane 8 m + r names.
         let element = |matrix: usize, row: usize, column: usize| rows[(8 * matrix + row) * 5 % 32][column] as u32;
         let plain = |m: usize, i: usize, j: usize| element(m, i, j) | element(m, i, j + 1) << 16;
@@ -375,7 +361,7 @@ mod cases {
                 input[192 + lane * 4 + i] = (small(group + i / 2 * 8, place * 2 + i % 2, 3) as f32).to_bits();
             }
         }
-        let got = run(name, Shape::new(1, 32), &input, 128);
+        let got = run(name, Grid::new(1, 32), &input, 128);
         for lane in 0..32 {
             for i in 0..4 {
                 let (row, column) = (lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2);
@@ -388,7 +374,7 @@ mod cases {
     pub fn tile_product(run: Run) {
         let tile = |salt| (0..256).map(move |i| f16::from_f32(small(i / 16, i % 16, salt) as f32).to_bits());
         let halves: Vec<u16> = tile(1).chain(tile(2)).collect();
-        let got = run("conform_tile_product", Shape::new(1, 32).shared(1024), bytemuck::cast_slice(&halves), 256);
+        let got = run("conform_tile_product", Grid::new(1, 32).shared(1024), bytemuck::cast_slice(&halves), 256);
         for i in 0..256 {
             assert_eq!(f32::from_bits(got[i]), product(i / 16, i % 16) as f32, "row {}, column {}", i / 16, i % 16);
         }
@@ -397,7 +383,7 @@ mod cases {
     pub fn cluster(run: Run) {
         for size in [1, 2, 4] {
             let v = numbers(8 * 32);
-            let shape = Shape(Grid::new(8, 32).shared(128), size as u32);
+            let shape = Grid::new(8, 32).shared(128).clusters(size as u32);
             let next = |i: usize| v[(i / 32 / size * size + (i / 32 + 1) % size) * 32 + 31 - i % 32];
             let got = run("conform_cluster", shape, &v, 512);
             if !got.is_empty() {
@@ -408,7 +394,7 @@ mod cases {
 
     pub fn bulk_copy(run: Run) {
         let v = numbers(5 * 64);
-        let got = run("conform_bulk_copy", Shape::new(1, 64).shared(512), &v, 64);
+        let got = run("conform_bulk_copy", Grid::new(1, 64).shared(512), &v, 64);
         if !got.is_empty() {
             expect_rows(&got, &[&|t| (0..5).map(|s| v[s * 64 + (t + s) % 64] * (s as u32 + 1)).sum()]);
         }

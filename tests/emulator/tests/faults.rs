@@ -20,7 +20,7 @@ fn run(schedule: Schedule, name: &str, grid: Grid) -> Result<Vec<f32>> {
     let gpu = Emulator::open(schedule)?;
     let out = gpu.zeros::<f32>(1024, "out")?;
     // SAFETY: all faulty kernels take one pointer and write at most one value per thread, and read four, of 1024.
-    unsafe { gpu.launcher().run_by_name(name, grid, 1, &[Argument::from(&out)])? };
+    unsafe { gpu.launcher().run_by_name(name, grid, &[Argument::from(&out)])? };
     let mut values = vec![0.0; 1024];
     gpu.download(&out, &mut values)?;
     Ok(values)
@@ -138,7 +138,7 @@ fn arguments_of_other_types() {
     let launcher = Emulator::new(Schedule::Forward).expect("opened");
     let run = |arguments: &[Argument]| {
         // SAFETY: no argument list here is the kernel's, so that it does not run.
-        unsafe { launcher.run_by_name("faulty_rank", grid(), 1, arguments) }.expect_err("refused").to_string()
+        unsafe { launcher.run_by_name("faulty_rank", grid(), arguments) }.expect_err("refused").to_string()
     };
     let prefix = "arguments of faulty_rank: expected p, got ";
     assert_eq!(run(&[]), prefix);
@@ -151,6 +151,6 @@ fn arguments_of_other_types() {
 fn clusters_that_do_not_divide_the_grid() {
     let launcher = Emulator::new(Schedule::Forward).expect("opened");
     // SAFETY: refused before anything runs.
-    let result = unsafe { launcher.run_by_name("faulty_rank", Grid::new(3, 32), 2, &[Argument::Pointer(0)]) };
+    let result = unsafe { launcher.run_by_name("faulty_rank", Grid::new(3, 32).clusters(2), &[Argument::Pointer(0)]) };
     assert!(result.expect_err("refused").to_string().contains("clusters of 2 blocks in a grid of 3"));
 }
