@@ -9,6 +9,7 @@
 #include "common/reduce.cuh"
 #include "common/split.cuh"
 #include "common/status.cuh"
+#include "common/stream.cuh"
 
 struct LstmBackward {
   const uint4* packed;
@@ -33,20 +34,41 @@ struct LstmBackward {
 };
 static_assert(sizeof(LstmBackward) == 184, "src/models/lstm/gpu/backward.rs has the same layout");
 
-template <int TILES> struct Backward {
+// The order in which a warp takes its groups' transposed weights in one time step, four k16 steps a piece: from the top layer
+// down, each group's own matrix before the one to the layer below, which layer 0 does not have.
+struct BackwardWalk {
+  const uint4* packed;
+  LstmSize size;
+  uint32_t warp, warps;
+  __device__ __forceinline__ uint32_t groups() const { return (size.groups() - warp + warps - 1) / warps; }
+  __device__ __forceinline__ uint32_t runs() const { return groups() * size.matrices(); }
+  __device__ __forceinline__ uint32_t pieces() const { return size.gates() / 64; }
+  __device__ __forceinline__ const uint4* run(uint32_t n) const {
+    const uint32_t pair = 2 * groups(), above = n / pair, k = n % pair;
+    const uint32_t layer = size.layers - 1 - above;
+    return layer == 0 ? weights(0, k) : weights(2 * layer - k % 2, k / 2);
+  }
+  // Of the warp's n-th group.
+  __device__ __forceinline__ const uint4* weights(uint32_t matrix, uint32_t n) const {
+    return packed + size.packed_backward(matrix) + uint64_t(warp + n * warps) * (size.gates() / 16) * 32;
+  }
+};
+
+template <int TILES, typename Weights> struct Backward {
   static constexpr int kRows = 16 * TILES;
   const LstmBackward& a;
   const Lane at;
   const uint32_t warp, warps, gate_stride, residual_stride;
+  Weights& weights;
   float* coefficient;       // [kRows]
   uint32_t* row;            // [kRows]
   uint32_t* tile_longest;   // [TILES, padded to 4]: steps that the forward pass kept
   __nv_bfloat16* gates;     // [2 parts][kRows][4U + 8]
   __nv_bfloat16* residual;  // [2 parts][kRows][O + 8]
 
-  __device__ __forceinline__ Backward(const LstmBackward& a, unsigned char* shared)
+  __device__ __forceinline__ Backward(const LstmBackward& a, Weights& weights, unsigned char* shared)
       : a(a), warp(threadIdx.x / 32), warps(blockDim.x / 32), gate_stride(a.size.gates() + 8),
-        residual_stride(a.size.outputs + 8) {
+        residual_stride(a.size.outputs + 8), weights(weights) {
     coefficient = reinterpret_cast<float*>(shared);
     row = reinterpret_cast<uint32_t*>(coefficient + kRows);
     tile_longest = row + kRows;
@@ -56,7 +78,10 @@ template <int TILES> struct Backward {
 
   // A slot of the kept buffers, and whether a row has it.
   __device__ __forceinline__ uint32_t slot(uint32_t local) const { return blockIdx.x * kRows + local; }
-  __device__ __forceinline__ bool used(uint32_t local) const { return a.first_slot + slot(local) < *a.count; }
+  __device__ __forceinline__ bool used(uint32_t local) const { return used(local, blockIdx.x); }
+  __device__ __forceinline__ bool used(uint32_t local, uint32_t block) const {
+    return a.first_slot + block * kRows + local < *a.count;
+  }
 
   // The thread's own sums of one tile: dh of `layer`, dc of `layer`, dh from the layer above.
   __device__ __forceinline__ float4* own(uint32_t which, uint32_t group, int tile) {
@@ -108,12 +133,23 @@ template <int TILES> struct Backward {
     }
   }
 
-  // acc += rows * weights over `steps` k16 steps, both in two parts.
-  __device__ __forceinline__ void multiply(float (&acc)[TILES][4], const __nv_bfloat16* rows, uint32_t stride,
-                                           const uint4* weights, uint32_t steps) {
+  // acc += residual * weights of the head, both in two parts.
+  __device__ __forceinline__ void multiply_head(float (&acc)[TILES][4], uint32_t group) {
+    const uint32_t steps = a.size.outputs / 16;
+    const uint4* packed = a.packed + a.size.packed_head_backward() + uint64_t(group) * steps * 32 + at.lane;
 #pragma unroll 4
     for (uint32_t step = 0; step < steps; step++)
-      add_step(acc, rows + step * 16, stride, __ldg(weights + step * 32 + at.lane));
+      add_step(acc, residual + step * 16, residual_stride, __ldg(packed + step * 32));
+  }
+
+  // acc += gate gradients * weights of one matrix and group, both in two parts.
+  __device__ __forceinline__ void multiply(float (&acc)[TILES][4], uint32_t matrix, uint32_t group) {
+    const uint32_t steps = a.size.gates() / 16;
+    weights.each(a.packed + a.size.packed_backward(matrix) + uint64_t(group) * steps * 32, steps / 4,
+                 [&](uint32_t piece, const uint4(&w)[4]) {
+#pragma unroll
+                   for (int i = 0; i < 4; i++) add_step(acc, gates + (piece * 4 + i) * 16, gate_stride, w[i]);
+                 });
   }
 
   __device__ __forceinline__ void add_step(float (&acc)[TILES][4], const __nv_bfloat16* rows, uint32_t stride, uint4 w) {
@@ -130,13 +166,9 @@ template <int TILES> struct Backward {
   // Gate gradients of one layer at step t.
   __device__ __forceinline__ void differentiate(uint32_t layer, uint32_t t) {
     const bool top = layer + 1 == a.size.layers;
-    const uint32_t steps = a.size.outputs / 16;
     for (uint32_t group = warp; group < a.size.groups(); group += warps) {
       float from_above[TILES][4] = {};
-      if (top) {
-        const uint4* weights = a.packed + a.size.packed_head_backward() + uint64_t(group) * steps * 32;
-        multiply(from_above, residual, residual_stride, weights, steps);
-      }
+      if (top) multiply_head(from_above, group);
 #pragma unroll
       for (int tile = 0; tile < TILES; tile++) {
         float4 hidden = *own(hidden_of(layer), group, tile), more = make_float4(0, 0, 0, 0);
@@ -213,12 +245,10 @@ template <int TILES> struct Backward {
 
   // Sends the layer's gate gradients to its own state of the step before and to the layer below.
   __device__ __forceinline__ void send(uint32_t layer) {
-    const uint32_t steps = a.size.gates() / 16;
     for (uint32_t group = warp; group < a.size.groups(); group += warps) {
-      const uint64_t offset = uint64_t(group) * steps * 32;
       float back[TILES][4] = {}, down[TILES][4] = {};
-      multiply(back, gates, gate_stride, a.packed + a.size.packed_backward(2 * layer) + offset, steps);
-      if (layer > 0) multiply(down, gates, gate_stride, a.packed + a.size.packed_backward(2 * layer - 1) + offset, steps);
+      multiply(back, 2 * layer, group);
+      if (layer > 0) multiply(down, 2 * layer - 1, group);
 #pragma unroll
       for (int tile = 0; tile < TILES; tile++) {
         *own(hidden_of(layer), group, tile) = make_float4(back[tile][0], back[tile][1], back[tile][2], back[tile][3]);
@@ -227,33 +257,60 @@ template <int TILES> struct Backward {
     }
   }
 
-  __device__ __forceinline__ void run() {
-    if (!used(0)) return;
-    begin();
-    uint32_t longest = 0;
-    for (int tile = 0; tile < TILES; tile++) longest = max(longest, tile_longest[tile]);
-    for (uint32_t t = longest; t-- > 0;) {
-      load_residual(t);
+  // Time step t of all layers.
+  __device__ __forceinline__ void step(uint32_t t) {
+    load_residual(t);
+    __syncthreads();
+    for (uint32_t layer = a.size.layers; layer-- > 0;) {
+      differentiate(layer, t);
       __syncthreads();
-      for (uint32_t layer = a.size.layers; layer-- > 0;) {
-        differentiate(layer, t);
-        __syncthreads();
-        send(layer);
-        __syncthreads();
-      }
+      send(layer);
+      __syncthreads();
     }
+  }
+
+  // A block that shares its weights begins with the last step of either, and may have no rows at all.
+  __device__ __forceinline__ void run() {
+    if (!used(0, blockIdx.x / Weights::kBlocks * Weights::kBlocks)) return;
+    const bool idle = !used(0);
+    weights.begin();
+    if (!idle) begin();
+    uint32_t longest = 0;
+    for (int tile = 0; tile < TILES && !idle; tile++) longest = max(longest, tile_longest[tile]);
+    for (uint32_t t = weights.larger(longest); t-- > 0;) {
+      if (t < longest) step(t);
+      else weights.pass();
+    }
+    weights.end();
   }
 };
 
 // Grid: ceil(slots / (16 * TILES)) blocks of up to 8 warps; shared memory as src/models/lstm/gpu/backward.rs sums it up.
-#define LSTM_BACKWARD(name, TILES)                                                                         \
+#define LSTM_BACKWARD(name, TILES)                                                                            \
   extern "C" __global__ void __launch_bounds__(256, 1) name(const __grid_constant__ LstmBackward arguments) { \
-    SHARED_DYN(unsigned char, shared);                                                                     \
-    Backward<TILES>(arguments, shared).run();                                                              \
+    SHARED_DYN(unsigned char, shared);                                                                        \
+    FromCache<4, 1> weights;                                                                                  \
+    Backward<TILES, decltype(weights)>(arguments, weights, shared).run();                                     \
   }
-
 LSTM_BACKWARD(lstm_backward_1, 1)
 LSTM_BACKWARD(lstm_backward_2, 2)
+
+// The same for sm_90, in clusters of two blocks: an even number of them.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define LSTM_BACKWARD_PAIR(name, TILES)                                                                       \
+  extern "C" __global__ void __launch_bounds__(256, 1) name(const __grid_constant__ LstmBackward arguments) { \
+    SHARED_DYN(unsigned char, shared);                                                                        \
+    const BackwardWalk walk{arguments.packed, arguments.size, threadIdx.x / 32, blockDim.x / 32};             \
+    FromPair<4, 4, BackwardWalk> weights(walk, shared);                                                       \
+    unsigned char* behind = shared + weights.shared_bytes(blockDim.x / 32);                                   \
+    Backward<TILES, decltype(weights)>(arguments, weights, behind).run();                                     \
+  }
+#else
+#define LSTM_BACKWARD_PAIR(name, TILES) \
+  extern "C" __global__ void name(const __grid_constant__ LstmBackward) { __trap(); }
+#endif
+LSTM_BACKWARD_PAIR(lstm_backward_pair_1, 1)
+LSTM_BACKWARD_PAIR(lstm_backward_pair_2, 2)
 
 // The rows that have a gradient, in order: order[0 .. *count]. A row of weight 0 is left out unless `all`, and its
 // log-prob is NaN. One block.
@@ -276,4 +333,6 @@ lstm_rows(const float* weights, uint32_t rows, uint32_t all, uint32_t* order, ui
 
 EXPORT_KERNEL(lstm_backward_1)
 EXPORT_KERNEL(lstm_backward_2)
+EXPORT_KERNEL(lstm_backward_pair_1)
+EXPORT_KERNEL(lstm_backward_pair_2)
 EXPORT_KERNEL(lstm_rows)

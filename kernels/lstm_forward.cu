@@ -3,16 +3,18 @@
 //
 // A block owns 16 * TILES sequences from start to end. Hidden states stay in shared memory as fp16 parts (the A operands),
 // cells in shared memory or, where that is too small, in a scratch buffer that the second-level cache holds; only the
-// training mode writes states out. Weights come packed from the second-level cache into registers: the block's warps
-// share out the groups of 8 units, so no weight is read twice by a block, and there is no barrier inside a layer.
+// training mode writes states out. Weights come packed from the second-level cache into registers, on sm_90 through the
+// shared memory of a pair of blocks: the block's warps share out the groups of 8 units, so no weight is read twice by a
+// block, and there is no barrier inside a layer.
 //
 // Work per step and block: 2 * 16 * TILES * (weights) operations, three times that when SPLIT; bytes from the
-// second-level cache: 2 (SPLIT: 4) per weight. See kernels/README.md for what that predicts.
+// second-level cache: 2 (SPLIT: 4) per weight, for a pair of blocks no more. See kernels/README.md for what that predicts.
 #include "common/features.cuh"
 #include "common/lstm.cuh"
 #include "common/reduce.cuh"
 #include "common/split.cuh"
 #include "common/status.cuh"
+#include "common/stream.cuh"
 
 enum Mode : uint32_t { kSample = 0, kScore = 1, kTrain = 2 };
 
@@ -57,21 +59,47 @@ struct LstmForward {
 };
 static_assert(sizeof(LstmForward) == 328, "src/models/lstm/gpu/forward.rs has the same layout");
 
-template <int TILES, bool SPLIT> struct Forward {
+// The order in which a warp takes its groups' weights in one time step: layer 0 has recurrent ones, those above also input
+// ones, which come first.
+struct ForwardWalk {
+  const uint4* packed;
+  LstmSize size;
+  uint32_t warp, warps;
+  __device__ __forceinline__ uint32_t groups() const { return (size.groups() - warp + warps - 1) / warps; }
+  __device__ __forceinline__ uint32_t runs() const { return groups() * size.matrices(); }
+  __device__ __forceinline__ uint32_t pieces() const { return size.steps(); }
+  __device__ __forceinline__ const uint4* run(uint32_t n) const {
+    const uint32_t mine = groups();
+    if (n < mine) return weights(0, n);
+    const uint32_t layer = (n + mine) / (2 * mine), k = (n + mine) % (2 * mine);
+    return weights(2 * layer - 1 + k % 2, k / 2);
+  }
+  // Of the warp's n-th group.
+  __device__ __forceinline__ const uint4* weights(uint32_t matrix, uint32_t n) const {
+    return packed + size.packed_forward(matrix) + uint64_t(warp + n * warps) * size.steps() * 128;
+  }
+};
+
+template <int TILES, bool SPLIT, typename Weights> struct Forward {
   static constexpr int kRows = 16 * TILES, kParts = SPLIT ? 2 : 1;
   const LstmForward& a;
   const Lane at;
   const uint32_t warp, warps, stride, plane_len, logit_stride;
+  Weights& weights;
+  unsigned char* shared;
+  uint32_t spare;             // the buffer of states that is written next
   double *log_q, *log_model;  // [kRows]
   __half* planes;             // [layers + 1, and 2 more for dropout][parts][kRows][U + 8]
+  float* apart;               // the logits where a plane is too small for them
   float* logits;              // [kRows][O + 1]
   uint32_t *row, *token, *length, *state, *alive;  // [kRows]
   float* cells;               // [layers][groups][TILES][32 lanes][4]
 
-  __device__ __forceinline__ Forward(const LstmForward& a, unsigned char* shared)
+  // `shared` belongs to the weights as far as `behind`.
+  __device__ __forceinline__ Forward(const LstmForward& a, Weights& weights, unsigned char* shared, uint32_t behind)
       : a(a), warp(threadIdx.x / 32), warps(blockDim.x / 32), stride(a.size.units + 8), plane_len(kRows * stride),
-        logit_stride(a.size.outputs + 1) {
-    log_q = reinterpret_cast<double*>(shared);
+        logit_stride(a.size.outputs + 1), weights(weights), shared(shared), spare(a.size.layers) {
+    log_q = reinterpret_cast<double*>(shared + behind);
     log_model = log_q + kRows;
     planes = reinterpret_cast<__half*>(log_model + kRows);
     row = reinterpret_cast<uint32_t*>(planes + buffers() * kParts * plane_len);
@@ -79,18 +107,23 @@ template <int TILES, bool SPLIT> struct Forward {
     length = token + kRows;
     state = length + kRows;
     alive = state + kRows;
-    logits = reinterpret_cast<float*>(alive + kRows);
+    apart = reinterpret_cast<float*>(alive + kRows);
     const uint64_t cell_len = uint64_t(a.size.layers) * kRows * a.size.units;
     // kRows * (O + 1) floats: a multiple of 16 bytes as kRows is one of 16.
-    cells = a.cell_in_shared ? logits + kRows * logit_stride : a.cell_scratch + blockIdx.x * cell_len;
+    float* rest = apart + (logits_fit_a_plane() ? 0 : kRows * logit_stride);
+    cells = a.cell_in_shared ? rest : a.cell_scratch + blockIdx.x * cell_len;
   }
+
+  // While logits are in use the spare plane is not.
+  __device__ __forceinline__ bool logits_fit_a_plane() const { return 2 * logit_stride <= kParts * stride; }
 
   __device__ __forceinline__ uint32_t buffers() const { return a.size.layers + (a.dropout.limit ? 3 : 1); }
   __device__ __forceinline__ __half* plane(uint32_t buffer) { return planes + buffer * kParts * plane_len; }
   // A slot of the kept buffers, and whether a row has it: all rows have, or those with a coefficient.
   __device__ __forceinline__ uint32_t slot(uint32_t local) const { return blockIdx.x * kRows + local; }
-  __device__ __forceinline__ bool used(uint32_t local) const {
-    return a.first_slot + slot(local) < (a.mode == kTrain ? *a.count : a.rows);
+  __device__ __forceinline__ bool used(uint32_t local) const { return used(local, blockIdx.x); }
+  __device__ __forceinline__ bool used(uint32_t local, uint32_t block) const {
+    return a.first_slot + block * kRows + local < (a.mode == kTrain ? *a.count : a.rows);
   }
 
   __device__ __forceinline__ void begin() {
@@ -155,30 +188,11 @@ template <int TILES, bool SPLIT> struct Forward {
     }
   }
 
-  // acc += states * weights of one group over all steps, the weights kAhead steps ahead of their use: a warp's products
-  // of so many steps take longer than the second-level cache.
-  __device__ __forceinline__ void multiply(float (&acc)[TILES][4][4], const __half* states, const uint4* weights) {
-    constexpr uint32_t kAhead = SPLIT ? 2 : 4;
-    uint4 ring[kAhead][2 * kParts];
-    const uint32_t steps = a.size.steps();
-    weights += at.lane;
-#pragma unroll
-    for (uint32_t ahead = 0; ahead < kAhead; ahead++)
-      if (ahead < steps) fetch(ring[ahead], weights + ahead * 128);
-    for (uint32_t first = 0; first < steps; first += kAhead) {
-#pragma unroll
-      for (uint32_t k = 0; k < kAhead; k++) {
-        const uint32_t step = first + k;
-        if (step >= steps) break;
-        multiply_step(acc, states + step * 16, ring[k]);
-        if (step + kAhead < steps) fetch(ring[k], weights + (step + kAhead) * 128);
-      }
-    }
-  }
-
-  static __device__ __forceinline__ void fetch(uint4 (&to)[2 * kParts], const uint4* from) {
-#pragma unroll
-    for (int i = 0; i < 2 * kParts; i++) to[i] = __ldg(from + i * 32);
+  // acc += states * weights of one group over all steps.
+  __device__ __forceinline__ void multiply(float (&acc)[TILES][4][4], const __half* states, const uint4* packed) {
+    weights.each(packed, a.size.steps(), [&](uint32_t step, const uint4(&w)[2 * kParts]) {
+      multiply_step(acc, states + step * 16, w);
+    });
   }
 
   // What the gates start from: the table row of the input token (a one-hot product is a look-up), or the bias.
@@ -419,58 +433,91 @@ template <int TILES, bool SPLIT> struct Forward {
     }
   }
 
-  // phi of the rows that the block has drawn, as its last act: from then on the shared memory that held its states is free
+  // phi of the rows that the block has drawn, as its last act: from then on all the shared memory of the block is free
   // for table and tokens, and an automaton's state stays in a register from the first token to the last.
   __device__ __forceinline__ void walk() {
     __syncthreads();  // the rows are written, and what was read of them here
     const uint32_t first = blockIdx.x * kRows;
     const features::Tokens<uint32_t> batch{a.tokens, a.lengths, min(a.rows, first + kRows), a.longest, a.eos};
-    features::of_drawn_rows(a.drawn, batch, first, a.size.vocab, reinterpret_cast<uint32_t*>(log_q), a.status);
+    features::of_drawn_rows(a.drawn, batch, first, a.size.vocab, reinterpret_cast<uint32_t*>(shared), a.status);
   }
 
-  __device__ __forceinline__ void run() {
-    if (!used(0)) return;
-    begin();
-    // Each layer writes to the spare buffer and leaves its old one as the next spare, so the layers' states follow the
-    // spare in order, modulo layers + 1.
-    uint32_t spare = a.size.layers;
-    for (uint32_t t = 0; t < a.longest; t++) {
-      const __half* below = nullptr;
-      for (uint32_t layer = 0; layer < a.size.layers; layer++) {
-        const uint32_t before = (spare + 1) % (a.size.layers + 1);
-        advance(layer, t, below, plane(before), plane(spare));
-        __syncthreads();
-        below = a.dropout.limit ? dropped_plane(layer) : plane(spare);
-        spare = before;
-      }
-      head(below);
+  // Time step t; whether a row of this warp goes on, in lane 0. Each layer writes to the spare buffer and leaves its old one
+  // as the next spare, so the layers' states follow the spare in order, modulo layers + 1.
+  __device__ __forceinline__ bool step(uint32_t t) {
+    const __half* below = nullptr;
+    for (uint32_t layer = 0; layer < a.size.layers; layer++) {
+      const uint32_t before = (spare + 1) % (a.size.layers + 1);
+      advance(layer, t, below, plane(before), plane(spare));
       __syncthreads();
-      bool any = false;
-      for (uint32_t local = warp; local < kRows; local += warps) {
-        if (alive[local]) token_step(local, t);
-        else if (a.mode == kTrain) keep_nothing(local, t);
-        any |= at.lane == 0 && alive[local];  // lane 0 wrote it
-      }
-      if (!__syncthreads_or(any)) break;
+      below = a.dropout.limit ? dropped_plane(layer) : plane(spare);
+      spare = before;
     }
+    logits = logits_fit_a_plane() ? reinterpret_cast<float*>(plane(spare)) : apart;
+    head(below);
+    __syncthreads();
+    bool any = false;
+    for (uint32_t local = warp; local < kRows; local += warps) {
+      if (alive[local]) token_step(local, t);
+      else if (a.mode == kTrain) keep_nothing(local, t);
+      any |= at.lane == 0 && alive[local];  // lane 0 wrote it
+    }
+    return any;
+  }
+
+  // A block that shares its weights goes on as long as the other does, and may have no rows at all.
+  __device__ __forceinline__ void run() {
+    if (!used(0, blockIdx.x / Weights::kBlocks * Weights::kBlocks)) return;
+    const bool idle = !used(0, blockIdx.x);
+    weights.begin();
+    if (!idle) begin();
+    for (uint32_t t = 0; t < a.longest; t++) {
+      bool any = false;
+      if (idle) weights.pass();
+      else any = step(t);
+      if (!weights.larger(__syncthreads_or(any))) break;
+    }
+    weights.end();
+    if (idle) return;
     finish();
     if (a.drawn.phi) walk();
   }
 };
 
 // Grid: ceil(rows / (16 * TILES)) blocks of up to 8 warps; shared memory as src/models/lstm/gpu/forward.rs sums it up.
-#define LSTM_FORWARD(name, TILES, SPLIT)                                                                 \
+#define LSTM_FORWARD(name, TILES, SPLIT, AHEAD)                                                              \
   extern "C" __global__ void __launch_bounds__(256, 1) name(const __grid_constant__ LstmForward arguments) { \
-    SHARED_DYN(unsigned char, shared);                                                                   \
-    Forward<TILES, SPLIT>(arguments, shared).run();                                                      \
+    SHARED_DYN(unsigned char, shared);                                                                       \
+    FromCache<(SPLIT ? 4 : 2), AHEAD> weights;                                                               \
+    Forward<TILES, SPLIT, decltype(weights)>(arguments, weights, shared, 0).run();                           \
   }
+LSTM_FORWARD(lstm_forward_split_1, 1, true, 2)
+LSTM_FORWARD(lstm_forward_split_2, 2, true, 2)
+LSTM_FORWARD(lstm_forward_split_4, 4, true, 2)
+LSTM_FORWARD(lstm_forward_plain_1, 1, false, 4)
+LSTM_FORWARD(lstm_forward_plain_2, 2, false, 4)
+LSTM_FORWARD(lstm_forward_plain_4, 4, false, 4)
 
-LSTM_FORWARD(lstm_forward_split_1, 1, true)
-LSTM_FORWARD(lstm_forward_split_2, 2, true)
-LSTM_FORWARD(lstm_forward_split_4, 4, true)
-LSTM_FORWARD(lstm_forward_plain_1, 1, false)
-LSTM_FORWARD(lstm_forward_plain_2, 2, false)
-LSTM_FORWARD(lstm_forward_plain_4, 4, false)
+// The same for sm_90, in clusters of two blocks: an even number of them. STAGES pieces a warp in shared memory.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define LSTM_FORWARD_PAIR(name, TILES, SPLIT, STAGES)                                                        \
+  extern "C" __global__ void __launch_bounds__(256, 1) name(const __grid_constant__ LstmForward arguments) { \
+    SHARED_DYN(unsigned char, shared);                                                                       \
+    const ForwardWalk walk{arguments.packed, arguments.size, threadIdx.x / 32, blockDim.x / 32};             \
+    FromPair<(SPLIT ? 4 : 2), STAGES, ForwardWalk> weights(walk, shared);                                    \
+    const uint32_t behind = weights.shared_bytes(blockDim.x / 32);                                           \
+    Forward<TILES, SPLIT, decltype(weights)>(arguments, weights, shared, behind).run();                      \
+  }
+#else
+#define LSTM_FORWARD_PAIR(name, TILES, SPLIT, STAGES) \
+  extern "C" __global__ void name(const __grid_constant__ LstmForward) { __trap(); }
+#endif
+LSTM_FORWARD_PAIR(lstm_forward_pair_split_1, 1, true, 4)
+LSTM_FORWARD_PAIR(lstm_forward_pair_split_2, 2, true, 4)
+LSTM_FORWARD_PAIR(lstm_forward_pair_split_4, 4, true, 3)
+LSTM_FORWARD_PAIR(lstm_forward_pair_plain_1, 1, false, 8)
+LSTM_FORWARD_PAIR(lstm_forward_pair_plain_2, 2, false, 8)
+LSTM_FORWARD_PAIR(lstm_forward_pair_plain_4, 4, false, 4)
 
 EXPORT_KERNEL(lstm_forward_split_1)
 EXPORT_KERNEL(lstm_forward_split_2)
@@ -478,3 +525,9 @@ EXPORT_KERNEL(lstm_forward_split_4)
 EXPORT_KERNEL(lstm_forward_plain_1)
 EXPORT_KERNEL(lstm_forward_plain_2)
 EXPORT_KERNEL(lstm_forward_plain_4)
+EXPORT_KERNEL(lstm_forward_pair_split_1)
+EXPORT_KERNEL(lstm_forward_pair_split_2)
+EXPORT_KERNEL(lstm_forward_pair_split_4)
+EXPORT_KERNEL(lstm_forward_pair_plain_1)
+EXPORT_KERNEL(lstm_forward_pair_plain_2)
+EXPORT_KERNEL(lstm_forward_pair_plain_4)

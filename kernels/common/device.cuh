@@ -117,10 +117,29 @@ DEV_FN void mbar_wait(uint64_t* bar, unsigned parity) {
                ::"r"(smem(bar)), "r"(parity)
                : "memory");
 }
+// Arrives at the same mbarrier of block `rank` of the cluster, behind all that this thread has read and written.
+DEV_FN void mbar_arrive_at(uint64_t* bar, uint32_t rank) {
+  asm volatile("{\n.reg .b32 at;\nmapa.shared::cluster.u32 at,%0,%1;\n"
+               "mbarrier.arrive.release.cluster.shared::cluster.b64 _,[at];\n}" ::"r"(smem(bar)), "r"(rank)
+               : "memory");
+}
+// As mbar_wait, where threads of other blocks have arrived.
+DEV_FN void mbar_wait_cluster(uint64_t* bar, unsigned parity) {
+  asm volatile("{\n.reg .pred p;\nW_%=:\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p,[%0],%1;\n@!p bra W_%=;\n}"
+               ::"r"(smem(bar)), "r"(parity)
+               : "memory");
+}
 // `bytes` (a multiple of 16) of shared memory from global memory, both aligned to 16, counted at the mbarrier.
 DEV_FN void bulk_load(void* to, const void* from, unsigned bytes, uint64_t* bar) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0],[%1],%2,[%3];"
                ::"r"(smem(to)), "l"(from), "r"(bytes), "r"(smem(bar))
+               : "memory");
+}
+// The same bytes to the same place in each block of the cluster that has its bit in `blocks`, counted at that block's own
+// mbarrier. A count may arrive before the block has said what it expects.
+DEV_FN void bulk_load_to_blocks(void* to, const void* from, unsigned bytes, uint64_t* bar, uint32_t blocks) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0],[%1],%2,[%3],%4;"
+               ::"r"(smem(to)), "l"(from), "r"(bytes), "r"(smem(bar)), "h"(uint16_t(blocks))
                : "memory");
 }
 #endif

@@ -16,7 +16,7 @@ void copy_async(void* to, const void* from, unsigned bytes, Site at) {
   if (bytes > 16) fail(at, "cp.async of 16 bytes takes %u from global memory", bytes);
   if (uintptr_t(to) % 16 || uintptr_t(from) % 16) fail(at, "cp.async: %p to %p is not aligned to 16 bytes", from, to);
   Fiber* fiber = self();
-  const Copy copy{to, from, 16, bytes, fiber->copy_groups, nullptr};
+  const Copy copy{to, from, 16, bytes, fiber->copy_groups, nullptr, at};
   if (launch->copies_land_at_once()) return land(copy);
   RuntimeScope scope;
   fiber->copies.push_back(copy);
@@ -116,7 +116,7 @@ void bulk_copy(void* to, const void* from, unsigned bytes, uint64_t* bar, Site a
   if (uintptr_t(to) % 16 || uintptr_t(from) % 16 || bytes % 16)
     fail(at, "bulk copy: %u bytes from %p to %p are not aligned to 16", bytes, from, to);
   if (load(bar).never_initialised) fail(at, "mbarrier before its initialisation");
-  const Copy copy{to, from, bytes, bytes, 0, bar};
+  const Copy copy{to, from, bytes, bytes, 0, bar, at};
   tsan::release(bar);
   if (launch->copies_land_at_once()) return land_bulk(copy, self()->tsan);
   RuntimeScope scope;
@@ -128,5 +128,17 @@ void land_a_bulk_copy() {
   const Copy copy = copies[index];
   copies.erase(copies.begin() + long(index));
   land_bulk(copy, launch->main.tsan);
+}
+// A block that ends gives its shared memory away.
+void check_copies_to(const Block* block) {
+  if (launch->failed()) return;
+  const char *begin = block->memory.get(), *end = begin + block->memory_bytes;
+  for (const Copy& copy : launch->bulk_copies) {
+    if (copy.to < begin || copy.to >= end) continue;
+    const uint3 b = block->index;
+    launch->error = text("a block ends before a bulk copy to it has landed, of ") + describe(copy.at) +
+                    text(" [block %u,%u,%u]", b.x, b.y, b.z);
+    return;
+  }
 }
 }  // namespace emu

@@ -19,6 +19,7 @@ struct Copy {
   unsigned bytes, from_bytes;  // the rest becomes zeros
   unsigned group;
   uint64_t* bar;
+  Site at;
 };
 
 // Lanes that wait for the others of their mask.
@@ -137,6 +138,7 @@ void leave_barriers(Fiber*);
 // copies.cpp
 void land_all_copies(Fiber*);
 void land_a_bulk_copy();
+void check_copies_to(const Block*);
 
 // shared_memory.cpp
 void make_shared_memory(Block*);

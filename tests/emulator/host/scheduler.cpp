@@ -141,7 +141,10 @@ void return_from_thread(Fiber* fiber) {
   launch->running--;
   leave_barriers(fiber);
   Block* block = fiber->home;
-  if (block->returned == block->threads) poison_shared_memory(block);  // no other block may read it any more
+  if (block->returned == block->threads) {
+    check_copies_to(block);
+    poison_shared_memory(block);  // no other block may read it any more
+  }
   switch_to(pick());
 }
 }  // namespace emu

@@ -336,6 +336,41 @@ CONFORMANCE_KERNEL(conform_bulk_copy) {
 #endif
 }
 
+// Each block reads its share of a stage for the whole cluster, and asks for the next once all blocks have taken theirs.
+CONFORMANCE_KERNEL(conform_bulk_copy_to_blocks) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  constexpr unsigned kStages = 5, kWords = 64;
+  SHARED_DYN(uint32_t, buffer);  // [2][kWords]
+  SHARED(uint64_t, full, [2]);
+  SHARED(uint64_t, empty, [2]);
+  const unsigned t = threadIdx.x, size = dev::cluster_size(), rank = dev::cluster_rank(), share = kWords / size;
+  if (t == 0) {
+    for (int side = 0; side < 2; side++) {
+      dev::mbar_init(&full[side], 1);
+      dev::mbar_init(&empty[side], kWords * size);
+    }
+    dev::mbar_init_fence();
+  }
+  dev::cluster_sync();
+  const uint32_t* from = in + blockIdx.x / size * kStages * kWords;
+  uint32_t sum = 0;
+  for (unsigned stage = 0; stage < kStages; stage++) {
+    const unsigned side = stage % 2, round = stage / 2;
+    if (t == 0) {
+      dev::mbar_wait_cluster(&empty[side], (round + 1) & 1);  // at once in round 0
+      dev::mbar_arrive_expect_tx(&full[side], kWords * 4);
+      dev::bulk_load_to_blocks(buffer + side * kWords + rank * share, from + stage * kWords + rank * share, share * 4,
+                               &full[side], (1u << size) - 1);
+    }
+    dev::mbar_wait(&full[side], round & 1);
+    sum += buffer[side * kWords + (t + stage) % kWords] * (stage + 1);
+    for (unsigned other = 0; other < size; other++) dev::mbar_arrive_at(&empty[side], other);
+  }
+  out[blockIdx.x * kWords + t] = sum + rank;
+  dev::cluster_sync();  // no block may end while another arrives at its barriers
+#endif
+}
+
 EXPORT_KERNEL(conform_indices)
 EXPORT_KERNEL(conform_vectors)
 EXPORT_KERNEL(conform_shared_memory)
@@ -359,3 +394,4 @@ EXPORT_KERNEL(conform_mma_bf16)
 EXPORT_KERNEL(conform_tile_product)
 EXPORT_KERNEL(conform_cluster)
 EXPORT_KERNEL(conform_bulk_copy)
+EXPORT_KERNEL(conform_bulk_copy_to_blocks)

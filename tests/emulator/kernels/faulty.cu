@@ -95,6 +95,18 @@ FAULTY_KERNEL(faulty_copy_without_wait) {
   out[threadIdx.x] = tile[threadIdx.x * 4];
 }
 
+// The copy lands when nothing else can go on: by then nobody is there.
+FAULTY_KERNEL(faulty_bulk_copy_without_wait) {
+  SHARED_DYN(float, tile);
+  SHARED(uint64_t, bar, [1]);
+  if (threadIdx.x == 0) {
+    dev::mbar_init(bar, 1);
+    dev::mbar_arrive_expect_tx(bar, 64);
+    dev::bulk_load(tile, out, 64, bar);  // FAULT bulk
+  }
+  out[threadIdx.x] = 1;
+}
+
 FAULTY_KERNEL(faulty_mbarrier) {
   SHARED(uint64_t, bar, [1]);
   dev::mbar_arrive(bar);  // FAULT mbarrier
@@ -121,5 +133,6 @@ EXPORT_KERNEL(faulty_overrun_of_dynamic_memory)
 EXPORT_KERNEL(faulty_misaligned_row)
 EXPORT_KERNEL(faulty_misaligned_copy)
 EXPORT_KERNEL(faulty_copy_without_wait)
+EXPORT_KERNEL(faulty_bulk_copy_without_wait)
 EXPORT_KERNEL(faulty_mbarrier)
 EXPORT_KERNEL(faulty_rank)

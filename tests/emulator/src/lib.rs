@@ -89,6 +89,11 @@ impl Schedule {
             _ => Limits::new(227 << 10, 4, 90),
         }
     }
+
+    /// The same device without what compute capability 9.0 brought.
+    pub fn older(self) -> Limits {
+        Limits::new(163 << 10, self.limits().multiprocessors, 80)
+    }
 }
 
 /// A launcher that runs kernels on the thread that launches them.

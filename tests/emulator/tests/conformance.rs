@@ -55,6 +55,7 @@ on_every_backend!(
     tile_product,
     cluster,
     bulk_copy,
+    bulk_copy_to_blocks,
 );
 
 #[cfg(feature = "cuda")]
@@ -68,8 +69,11 @@ fn every_case_by_way_of_the_driver() {
 /// Runs a kernel on `input` and returns its `len` words.
 type Run<'a> = &'a dyn Fn(&str, Grid, &[u32], usize) -> Vec<u32>;
 
+/// Those that need compute capability 9.0.
+const NEWER: [&str; 3] = ["conform_cluster", "conform_bulk_copy", "conform_bulk_copy_to_blocks"];
+
 fn run<L: RunByName>(gpu: &Gpu<L>, name: &str, grid: Grid, input: &[u32], len: usize) -> Vec<u32> {
-    if gpu.launcher().limits().capability < 90 && ["conform_cluster", "conform_bulk_copy"].contains(&name) {
+    if gpu.launcher().limits().capability < 90 && NEWER.contains(&name) {
         return Vec::new();
     }
     let mut from = gpu.zeros::<u32>(input.len(), "input").unwrap();
@@ -397,6 +401,18 @@ mod cases {
         let got = run("conform_bulk_copy", Grid::new(1, 64).shared(512), &v, 64);
         if !got.is_empty() {
             expect_rows(&got, &[&|t| (0..5).map(|s| v[s * 64 + (t + s) % 64] * (s as u32 + 1)).sum()]);
+        }
+    }
+
+    pub fn bulk_copy_to_blocks(run: Run) {
+        for size in [1, 2, 4] {
+            let v = numbers(5 * 64 * 4 / size);
+            let grid = Grid::new(4, 64).shared(512).clusters(size as u32);
+            let got = run("conform_bulk_copy_to_blocks", grid, &v, 4 * 64);
+            let taken = |i: usize, s: usize| v[i / 64 / size * 320 + s * 64 + (i % 64 + s) % 64] * (s as u32 + 1);
+            if !got.is_empty() {
+                expect_rows(&got, &[&|i| (0..5).map(|s| taken(i, s)).sum::<u32>() + (i / 64 % size) as u32]);
+            }
         }
     }
 }

@@ -119,6 +119,14 @@ fn copy_that_is_not_waited_for() {
 }
 
 #[test]
+fn bulk_copy_to_a_block_that_has_ended() {
+    let text = run(Schedule::Forward, "faulty_bulk_copy_without_wait", grid()).expect_err("a fault").to_string();
+    let parts = ["a block ends before a bulk copy to it has landed", &line("bulk"), "[block 0,0,0]"];
+    assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+    assert!(run(Schedule::Backward, "faulty_bulk_copy_without_wait", grid()).is_ok(), "here it lands at once");
+}
+
+#[test]
 fn mbarrier_and_cluster_out_of_bounds() {
     expect_error("faulty_mbarrier", grid(), &["mbarrier before its initialisation", &line("mbarrier"), "[thread "]);
     expect_error("faulty_rank", grid(), &["block 1 of a cluster of 1", &line("rank"), "[thread "]);

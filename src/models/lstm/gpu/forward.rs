@@ -1,8 +1,8 @@
 //! Launches of `kernels/lstm_forward.cu`: sampling, scoring, and scoring for a gradient.
 
 use super::layout::{Dropout, Size, TILE};
-use super::{GpuLstm, Precision};
-use crate::backend::gpu::{Argument, Gpu, Grid, Kernel, Launcher, Limits};
+use super::{GpuLstm, Precision, pair};
+use crate::backend::gpu::{Argument, Gpu, Kernel, Launcher, Limits};
 use crate::error::{Error, Result};
 use crate::features::{DrawnRows, FeatureOutput};
 
@@ -60,26 +60,31 @@ pub(super) const TRAIN: u32 = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Plan {
     tiles: usize,
+    /// Whether two blocks share their weights.
+    pairs: bool,
     shared_bytes: usize,
     cell_in_shared: bool,
 }
 
 impl Plan {
-    /// The largest blocks that fit and still keep half of the multiprocessors busy: a block of more rows reads the same
-    /// weights.
+    /// The largest blocks that fit and still keep half of the multiprocessors busy, as a block of more rows reads the same
+    /// weights; in pairs where the device has clusters and the shared memory room.
     fn new(size: Size, precision: Precision, dropout: bool, rows: usize, limits: Limits) -> Result<Plan> {
-        let bytes = |tiles: usize| shared_bytes(size, precision, dropout, tiles);
-        let fits = |tiles: usize| bytes(tiles) <= limits.shared_bytes;
-        if !fits(1) {
+        let state = |tiles: usize| state_bytes(size, precision, dropout, tiles);
+        let with_weights = |tiles: usize| state(tiles) + pair_bytes(size, precision, tiles);
+        if state(1) > limits.shared_bytes {
             let expected = format!("what fits into {} bytes of shared memory", limits.shared_bytes);
-            let got = format!("{} bytes (hidden {}, vocab {})", bytes(1), size.units, size.vocab);
+            let got = format!("{} bytes (hidden {}, vocab {})", state(1), size.units, size.vocab);
             return Err(Error::argument("LSTM on the GPU", expected, got));
         }
-        let busy = |tiles: usize| 2 * rows.div_ceil(tiles * TILE) >= limits.multiprocessors;
-        let tiles = [4, 2].into_iter().find(|&tiles| fits(tiles) && busy(tiles)).unwrap_or(1);
-        let (state, cells) = (bytes(tiles), 4 * size.layers() * tiles * TILE * size.units());
-        let cell_in_shared = state + cells <= limits.shared_bytes;
-        Ok(Plan { tiles, shared_bytes: state + if cell_in_shared { cells } else { 0 }, cell_in_shared })
+        let blocks = |tiles: usize| rows.div_ceil(tiles * TILE);
+        let busy = |tiles: usize| state(tiles) <= limits.shared_bytes && 2 * blocks(tiles) >= limits.multiprocessors;
+        let tiles = [4, 2].into_iter().find(|&tiles| busy(tiles)).unwrap_or(1);
+        let pairs = pair::is_possible(limits, blocks(tiles)) && with_weights(tiles) <= limits.shared_bytes;
+        let bytes = if pairs { with_weights(tiles) } else { state(tiles) };
+        let cells = 4 * size.layers() * tiles * TILE * size.units();
+        let cell_in_shared = bytes + cells <= limits.shared_bytes;
+        Ok(Plan { tiles, pairs, shared_bytes: bytes + if cell_in_shared { cells } else { 0 }, cell_in_shared })
     }
 
     /// Rows of a block.
@@ -88,27 +93,38 @@ impl Plan {
     }
 
     fn kernel(self, precision: Precision) -> Kernel {
-        match (precision, self.tiles) {
-            (Precision::Split, 1) => Kernel::LstmForwardSplit1,
-            (Precision::Split, 2) => Kernel::LstmForwardSplit2,
-            (Precision::Split, _) => Kernel::LstmForwardSplit4,
-            (Precision::Half, 1) => Kernel::LstmForwardPlain1,
-            (Precision::Half, 2) => Kernel::LstmForwardPlain2,
-            (Precision::Half, _) => Kernel::LstmForwardPlain4,
-        }
+        use Kernel::*;
+        let kernels = match (precision, self.pairs) {
+            (Precision::Split, false) => [LstmForwardSplit1, LstmForwardSplit2, LstmForwardSplit4],
+            (Precision::Half, false) => [LstmForwardPlain1, LstmForwardPlain2, LstmForwardPlain4],
+            (Precision::Split, true) => [LstmForwardPairSplit1, LstmForwardPairSplit2, LstmForwardPairSplit4],
+            (Precision::Half, true) => [LstmForwardPairPlain1, LstmForwardPairPlain2, LstmForwardPairPlain4],
+        };
+        kernels[self.tiles / 2]
     }
 }
 
-/// Shared memory of a block without its cells: two log-probs, five words and a row of logits per row, and the states.
-fn shared_bytes(size: Size, precision: Precision, dropout: bool, tiles: usize) -> usize {
-    let parts = if precision == Precision::Split { 2 } else { 1 };
-    let states = 2 * (size.layers() + if dropout { 3 } else { 1 }) * parts * (size.units() + 8);
-    tiles * TILE * (16 + 20 + 4 * (size.outputs() + 1) + states)
+fn parts(precision: Precision) -> usize {
+    if precision == Precision::Split { 2 } else { 1 }
 }
 
-/// Warps of a block: they share out the groups of 8 units.
-pub(super) fn threads(size: Size) -> u32 {
-    32 * (size.units / 8).min(8)
+/// Shared memory of a block without its cells and its weights: two log-probs and five words per row, the states, and a row of
+/// logits per row unless a plane of states, of which one is always spare, has room for them.
+fn state_bytes(size: Size, precision: Precision, dropout: bool, tiles: usize) -> usize {
+    let plane = 2 * parts(precision) * (size.units() + 8);
+    let logits = 4 * (size.outputs() + 1);
+    let planes = (size.layers() + if dropout { 3 } else { 1 }) * plane;
+    tiles * TILE * (16 + 20 + planes + if logits <= plane { 0 } else { logits })
+}
+
+/// Shared memory of a block for the weights that it shares: as many places a warp as `kernels/lstm_forward.cu` has.
+fn pair_bytes(size: Size, precision: Precision, tiles: usize) -> usize {
+    let stages = match (precision, tiles) {
+        (Precision::Split, 4) => 3,
+        (Precision::Half, 1 | 2) => 8,
+        _ => 4,
+    };
+    pair::shared_bytes(size, 2 * parts(precision), stages)
 }
 
 impl<L: Launcher> GpuLstm<L> {
@@ -163,7 +179,7 @@ impl<L: Launcher> GpuLstm<L> {
         }
         argument.cell_in_shared = plan.cell_in_shared.into();
         let shared_bytes = plan.shared_bytes.max(argument.drawn.shared_bytes(plan.rows()));
-        let grid = Grid::new(blocks as u32, threads(self.size)).shared(shared_bytes);
+        let grid = pair::grid(self.size, blocks, plan.pairs).shared(shared_bytes);
         // lstm_forward_*(const LstmForward arguments)
         // SAFETY: the argument is the kernel's struct; scratch and shared memory have the sizes it counts on.
         unsafe { self.gpu.launch(plan.kernel(precision), grid, &[Argument::Struct(bytemuck::bytes_of(&argument))]) }
@@ -174,19 +190,37 @@ impl<L: Launcher> GpuLstm<L> {
 mod tests {
     use super::*;
 
-    fn plan(units: u32, rows: usize) -> Result<Plan> {
+    fn plan(precision: Precision, units: u32, rows: usize, limits: Limits) -> Result<Plan> {
         let size = Size { layers: 2, units, vocab: 30, outputs: 32 };
-        Plan::new(size, Precision::Split, false, rows, Limits::new(227 << 10, 132, 90))
+        Plan::new(size, precision, false, rows, limits)
     }
+
+    const A100: Limits = Limits { shared_bytes: 163 << 10, multiprocessors: 108, capability: 80 };
+    const H200: Limits = Limits { shared_bytes: 227 << 10, multiprocessors: 132, capability: 90 };
 
     #[test]
     fn blocks_are_as_large_as_shared_memory_and_the_batch_allow() {
-        assert_eq!(plan(208, 1 << 20).unwrap().tiles, 4);
-        assert!(!plan(208, 1 << 20).unwrap().cell_in_shared);
-        assert_eq!(plan(208, 2112).unwrap().tiles, 2);
-        assert!(plan(208, 2112).unwrap().cell_in_shared);
-        assert_eq!(plan(208, 100).unwrap().tiles, 1);
-        assert!(plan(4096, 100).is_err());
+        let split = |units, rows| plan(Precision::Split, units, rows, H200).unwrap();
+        assert_eq!((split(208, 1 << 20).tiles, split(208, 1 << 20).cell_in_shared), (4, false));
+        assert_eq!((split(208, 2112).tiles, split(208, 2112).cell_in_shared), (2, true));
+        assert_eq!(split(208, 100).tiles, 1);
+        assert!(plan(Precision::Split, 4096, 100, H200).is_err());
+        assert_eq!(plan(Precision::Split, 208, 1 << 20, A100).unwrap().tiles, 2);
+    }
+
+    #[test]
+    fn blocks_share_weights_where_there_are_clusters_and_a_second_block() {
+        let pairs = |precision, rows, limits| plan(precision, 208, rows, limits).unwrap().pairs;
+        for precision in [Precision::Split, Precision::Half] {
+            assert!(pairs(precision, 1 << 20, H200) && pairs(precision, 2048, H200) && pairs(precision, 17, H200));
+            assert!(!pairs(precision, 16, H200) && !pairs(precision, 1 << 20, A100));
+        }
+        let plain = plan(Precision::Half, 208, 1 << 20, H200).unwrap();
+        assert!(plain.cell_in_shared && plain.tiles == 4, "cells and four places a warp fit beside the states");
+        // No room for places: the block reads its weights alone.
+        let tight = Limits { shared_bytes: 100 << 10, ..H200 };
+        let plan = plan(Precision::Split, 208, 1 << 20, tight).unwrap();
+        assert_eq!((plan.tiles, plan.pairs), (2, false));
     }
 
     #[test]

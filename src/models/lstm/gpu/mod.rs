@@ -22,6 +22,7 @@ use crate::tokens::{Batch, Space};
 mod backward;
 mod forward;
 mod layout;
+mod pair;
 mod weights;
 
 /// How a GPU multiplies states by weights.

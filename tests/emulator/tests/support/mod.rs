@@ -4,10 +4,24 @@
 use ebm_dpg::backend::gpu::{Gpu, GpuBuffer, Launcher};
 use ebm_dpg::backend::{Element, Memory};
 
-/// Runs `cases::name` on every schedule of the emulator, or the first few, and on a GPU where the machine has one.
+/// Runs `cases::name` on every schedule of the emulator, or the first few, and on a GPU where the machine has one; with
+/// `older too` also on emulated devices of compute capability 8.0, for kernels that differ there.
 macro_rules! on_every_backend {
     ($($name:ident),* $(,)?) => {
         on_every_backend!(schedules: usize::MAX; $($name),*);
+    };
+    (older too: $($name:ident),* $(,)?) => {
+        on_every_backend!($($name),*);
+        mod older {
+            use super::*;
+            $(#[test]
+            fn $name() {
+                for schedule in ebm_dpg_emulator::Schedule::all() {
+                    let emulator = ebm_dpg_emulator::Emulator::new(schedule).expect("opened").limited(schedule.older());
+                    cases::$name(&Gpu::new(emulator).expect("opened"));
+                }
+            })*
+        }
     };
     (schedules: $most:expr; $($name:ident),* $(,)?) => {
         $(mod $name {
