@@ -100,11 +100,15 @@ fn number(architecture: &str) -> Option<u32> {
     architecture.strip_suffix(['a', 'f']).unwrap_or(architecture).parse().ok()
 }
 
-/// Machine code for each architecture, and PTX of the lowest, which the driver compiles for any other device.
+/// Machine code for each architecture, and PTX, which the driver compiles for any other device: of the lowest, and of the
+/// first with clusters of blocks, so that later devices have the kernels that use them.
 pub fn targets(architectures: &[String]) -> Vec<String> {
     let code = architectures.iter().map(|name| format!("-gencode=arch=compute_{name},code=sm_{name}"));
-    let lowest = architectures.first().and_then(|name| number(name));
-    code.chain(lowest.map(|number| format!("-gencode=arch=compute_{number},code=compute_{number}"))).collect()
+    let numbers: Vec<u32> = architectures.iter().filter_map(|name| number(name)).collect();
+    let lowest = numbers.first().copied();
+    let clusters = lowest.filter(|&lowest| lowest < 90 && numbers.iter().any(|&number| number >= 90)).map(|_| 90);
+    let ptx = lowest.into_iter().chain(clusters);
+    code.chain(ptx.map(|number| format!("-gencode=arch=compute_{number},code=compute_{number}"))).collect()
 }
 
 fn sources(directory: &Path) -> Result<Vec<PathBuf>> {

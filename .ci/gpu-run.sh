@@ -43,6 +43,9 @@ for batch in 2048 65536; do
     stage "step-$batch" ./step --device cuda:0 --batch "$batch"
     programs+=("$(grep '^{' "results/step-$batch.log" || echo null)")
 done
+# The aims' size: 1e6 sequences of 30 tokens, 30 outputs.
+stage draw ./draw --device cuda:0 --batch 1000000
+programs+=("$(grep '^{' results/draw.log || echo null)")
 stage motif ./motif --device cuda:0 --motif 10001011111000 --hidden 200 --layers 2 --features 1001111 --data-size 5000 \
     --batch 64 --learning-rate 0.003 --samples 32000 --out results/motif
 [ -f results/motif/report.json ] && programs+=("$(tr -d '\n' < results/motif/report.json)")
@@ -59,6 +62,8 @@ if python3 -c "import torch; assert torch.cuda.is_available()" 2> /dev/null; the
         peer "step-$batch-graph" dpg --batch "$batch" --graph
         peer "step-$batch-compiled" dpg --batch "$batch" --compile
     done
+    peer draw dpg --sample-only --vocab 30 --batch 1000000
+    peer draw-graph dpg --sample-only --vocab 30 --batch 1000000 --graph
     peer features features --rows 1000000
     for dtype in float32 bfloat16; do
         peer "logits-$dtype" logits --dtype "$dtype" --shapes 65536x256 8192x128256

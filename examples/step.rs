@@ -1,6 +1,6 @@
 //! One off-policy DPG step, timed by phase: the crate's side of `benches/peers/dpg_torch.py`. Prints one JSON line: the
 //! median seconds of each phase over the repeats, after two unmeasured steps. On a GPU also those of the whole step as a
-//! recorded graph, and the share of sequences that 16-bit and split precision draw alike.
+//! recorded graph.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -49,10 +49,7 @@ fn main() -> ExitCode {
     let measured = options.device.open().and_then(|opened| match opened {
         Opened::Cpu(cpu) => measure(&cpu, &options),
         #[cfg(feature = "cuda")]
-        Opened::Cuda(gpu) => measure(&gpu, &options).and_then(|mut line| {
-            line["half_equals_split"] = half_equals_split(&gpu, &options)?.into();
-            Ok(line)
-        }),
+        Opened::Cuda(gpu) => measure(&gpu, &options),
         _ => Err(Error::argument("--device", "cpu or cuda:N", format!("{:?}", options.device))),
     });
     match measured {
@@ -91,30 +88,6 @@ fn recorded<B: LstmBackend>(workload: &mut Workload<B>, repeats: usize) -> Resul
     };
     replay()?;
     (0..repeats).map(|_| replay()).collect::<Result<_>>().map(median).map(Some)
-}
-
-/// The share of sequences whose tokens are the same, drawn from one seed by networks of equal parameters.
-#[cfg(feature = "cuda")]
-fn half_equals_split(gpu: &ebm_dpg::backend::gpu::Cuda, options: &Options) -> Result<f64> {
-    use ebm_dpg::backend::Memory;
-    use ebm_dpg::backend::gpu::Cuda;
-    use ebm_dpg::models::{GpuLstm, LstmShape, Precision, Sampler};
-    use ebm_dpg::rng::{Draw, Purpose};
-    use ebm_dpg::tokens::{Batch, Space};
-
-    let (space, rows) = (Space::new(options.vocab, options.length)?, options.batch);
-    let shape = LstmShape { layers: options.layers, hidden: options.hidden, dropout: 0.0 };
-    let draw = |precision: Precision| {
-        let mut batch = Batch::with_capacity(gpu, space, rows)?;
-        let (mut log_q, mut log_model) = (gpu.zeros(rows, "log q")?, gpu.zeros(rows, "log q")?);
-        let (q, model) = (Cuda::view_mut(&mut log_q, rows), Cuda::view_mut(&mut log_model, rows));
-        let mut lstm = GpuLstm::new(gpu, space, shape, 0)?.sampling(precision);
-        lstm.sample(Draw::new(0, Purpose::User), None, &mut batch, q, model)?;
-        batch.download(gpu)
-    };
-    let (half, split) = (draw(Precision::Half)?, draw(Precision::Split)?);
-    let equal = half.iter().zip(split.iter()).filter(|(half, split)| half == split).count();
-    Ok(equal as f64 / rows as f64)
 }
 
 fn measure<B: LstmBackend>(backend: &B, options: &Options) -> Result<serde_json::Value> {

@@ -24,9 +24,10 @@ fn architectures_by_default_and_by_choice() {
 }
 
 #[test]
-fn machine_code_for_each_and_ptx_of_the_lowest() {
+fn machine_code_for_each_and_ptx_of_the_lowest_and_of_the_first_with_clusters() {
     let names: Vec<String> = ["80", "90a"].map(String::from).into();
-    let wanted = ["arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a", "arch=compute_80,code=compute_80"];
-    assert_eq!(build::targets(&names), wanted.map(|target| format!("-gencode={target}")));
-    assert_eq!(build::targets(&names[1..])[1], "-gencode=arch=compute_90,code=compute_90");
+    let wanted = ["80,code=sm_80", "90a,code=sm_90a", "80,code=compute_80", "90,code=compute_90"];
+    assert_eq!(build::targets(&names), wanted.map(|target| format!("-gencode=arch=compute_{target}")));
+    assert_eq!(build::targets(&names[1..])[1..], ["-gencode=arch=compute_90,code=compute_90"]);
+    assert_eq!(build::targets(&names[..1])[1..], ["-gencode=arch=compute_80,code=compute_80"]);
 }

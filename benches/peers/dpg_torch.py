@@ -83,6 +83,8 @@ def measure(options):
         times = [now()]
         x, log_q = proposal.sample(options.batch, options.length)
         times.append(now())
+        if options.sample_only:
+            return [times[1] - times[0]]
         with torch.no_grad():
             log_base = base.log_prob(x)
         times.append(now())
@@ -131,6 +133,7 @@ def main():
     for name, default in dict(batch=2048, hidden=200, layers=2, length=30, vocab=4, features=4, repeats=7).items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--graph", action="store_true", help="replay the step as one CUDA graph")
+    parser.add_argument("--sample-only", action="store_true", help="only draw sequences, with their log-probs")
     parser.add_argument("--compile", action="store_true", help="torch.compile the scoring")
     options = parser.parse_args()
     if options.graph and options.device == "cpu":

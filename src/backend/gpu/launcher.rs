@@ -129,7 +129,7 @@ pub struct Limits {
     pub shared_bytes: usize,
     /// Number of multiprocessors.
     pub multiprocessors: usize,
-    /// Compute capability, major · 10 + minor.
+    /// Compute capability, major · 10 + minor, of the device or of what its kernels were compiled for, whichever is less.
     pub capability: u32,
 }
 
@@ -137,6 +137,16 @@ impl Limits {
     /// The limits of a device.
     pub fn new(shared_bytes: usize, multiprocessors: usize, capability: u32) -> Self {
         Limits { shared_bytes, multiprocessors, capability }
+    }
+
+    /// Whether blocks come in clusters that see each other's shared memory: compute capability 9.0 and later.
+    pub fn has_clusters(self) -> bool {
+        self.capability >= 90
+    }
+
+    /// The same device as if it had none.
+    pub fn without_clusters(self) -> Self {
+        Limits { capability: self.capability.min(89), ..self }
     }
 }
 

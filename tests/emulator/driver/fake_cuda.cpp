@@ -1,8 +1,8 @@
 // fake_cuda.cpp -- a libcuda.so for machines without a GPU, as lazy as a driver may be: device memory is host memory that
 // starts as garbage, a stream is a queue that runs when it is waited for. It holds the kernels and the emulator, which
 // launches go to, so that any program runs on it that is started with it on its path.
-// Environment: FAKE_VERSION (13000), FAKE_DEVICES (1), FAKE_MEMORY (bytes), FAKE_LACKS (a kernel's name), FAKE_GRAPHS
-// (any: says each graph that is launched).
+// Environment: FAKE_VERSION (13000), FAKE_PTX (90, what kernels were compiled for), FAKE_DEVICES (1), FAKE_MEMORY (bytes),
+// FAKE_LACKS (a kernel's name), FAKE_GRAPHS (any: says each graph that is launched).
 #include <dlfcn.h>
 
 #include <cstdint>
@@ -164,7 +164,11 @@ int cuModuleGetFunction(const void** function, void*, const char* name) {
   if (lacks && !strcmp(name, lacks)) return kNotFound;
   return (*function = kernel(name)) ? kOk : kNotFound;
 }
-int cuFuncGetAttribute(int* value, int, const void*) { return *value = 1024, kOk; }
+int cuFuncGetAttribute(int* value, int attribute, const void*) {
+  constexpr int kSharedBytes = 1, kPtxVersion = 5;
+  if (attribute == kSharedBytes) return *value = 1024, kOk;
+  return attribute == kPtxVersion ? (*value = int(setting("FAKE_PTX", 90)), kOk) : kInvalid;
+}
 int cuFuncSetAttribute(const void*, int, int value) { return value <= (227 << 10) - 1024 ? kOk : kInvalid; }
 
 int cuMemAllocAsync(uint64_t* address, size_t bytes, void* stream) {

@@ -118,6 +118,13 @@ fn a_gpu_opens() {
     assert_eq!(child("open 0", &[]), format!("Gpu(CudaLauncher(cuda:0)) {limits}"));
 }
 
+/// A device newer than all machine code of the build runs what the driver makes of older PTX, without clusters.
+#[test]
+fn kernels_compiled_for_less_than_the_device() {
+    let limits = "Limits { shared_bytes: 232448, multiprocessors: 132, capability: 80 }";
+    assert!(child("open 0", &[("FAKE_PTX", "80")]).ends_with(limits));
+}
+
 #[test]
 fn no_device() {
     let line = child("open 0", &[("FAKE_DEVICES", "0")]);

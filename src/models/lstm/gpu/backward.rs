@@ -202,7 +202,7 @@ impl<L: Launcher> GpuLstm<L> {
         slots: usize,
         log_probs: &GpuViewMut<'_, f64>,
     ) -> Result<()> {
-        let (size, limits) = (self.size, self.gpu.launcher().limits());
+        let (size, limits) = (self.size, self.limits());
         let training = self.training.as_ref().expect("made by backpropagate");
         let fits = |tiles: usize| shared_bytes(size, tiles) <= limits.shared_bytes;
         if !fits(1) {

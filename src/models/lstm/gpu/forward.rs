@@ -155,7 +155,7 @@ impl<L: Launcher> GpuLstm<L> {
         if features.table.is_empty() {
             return Ok(None);
         }
-        let limits = self.gpu.launcher().limits();
+        let limits = self.limits();
         let plan = Plan::new(self.size, self.sampling, false, rows, limits)?;
         let room = plan.shared_bytes.max(limits.shared_bytes / 4);
         Ok(DrawnRows::new(features.table, &features.phi, plan.rows(), room, limits.shared_bytes))
@@ -171,7 +171,7 @@ impl<L: Launcher> GpuLstm<L> {
         rows: usize,
         precision: Precision,
     ) -> Result<()> {
-        let plan = Plan::new(self.size, precision, argument.dropout.is_some(), rows, self.gpu.launcher().limits())?;
+        let plan = Plan::new(self.size, precision, argument.dropout.is_some(), rows, self.limits())?;
         let blocks = rows.div_ceil(plan.rows());
         if !plan.cell_in_shared {
             let len = blocks * self.size.layers() * plan.rows() * self.size.units();

@@ -10,7 +10,7 @@ use self::layout::Size;
 use super::{Lstm, LstmBackend, LstmShape, description};
 use crate::adam::{AdamKernel, AdamOptions, AdamState, GradientNorms};
 use crate::backend::Memory;
-use crate::backend::gpu::{Gpu, GpuBuffer, GpuView, GpuViewMut, Grid, Kernel, Launcher, arguments};
+use crate::backend::gpu::{Gpu, GpuBuffer, GpuView, GpuViewMut, Grid, Kernel, Launcher, Limits, arguments};
 use crate::error::{Error, Result, expect_len};
 use crate::exact::Guide;
 use crate::features::{DrawnRows, FeatureOutput};
@@ -44,6 +44,8 @@ pub struct GpuLstm<L: Launcher> {
     size: Size,
     /// What samples are drawn with; scores and gradients are always split.
     sampling: Precision,
+    /// Whether pairs of blocks share the weights that they read.
+    shared_weights: bool,
     parameters: GpuBuffer<L, f32>,
     packed: GpuBuffer<L, u32>,
     gradient: GpuBuffer<L, f32>,
@@ -74,6 +76,18 @@ impl<L: Launcher> GpuLstm<L> {
     /// [`Precision::Half`] the model's own log-prob of a draw differs from [`Scorer::score`] by its rounding.
     pub fn sampling(self, precision: Precision) -> Self {
         GpuLstm { sampling: precision, ..self }
+    }
+
+    /// Whether pairs of blocks share the weights that they read, where the device has clusters of blocks: as it is unless told
+    /// otherwise, and for measuring what that brings. Every result has the same bits either way.
+    pub fn shared_weights(self, shared: bool) -> Self {
+        GpuLstm { shared_weights: shared, ..self }
+    }
+
+    /// What the device offers, as far as this network is to use it.
+    fn limits(&self) -> Limits {
+        let limits = self.gpu.launcher().limits();
+        if self.shared_weights { limits } else { limits.without_clusters() }
     }
 
     /// The network's size.
@@ -116,6 +130,7 @@ impl<L: Launcher> GpuLstm<L> {
             shape,
             size,
             sampling: Precision::Split,
+            shared_weights: true,
             parameters: gpu.zeros(size.parameters(), "LSTM parameters")?,
             packed: gpu.zeros(size.packed_words(), "packed LSTM weights")?,
             gradient: gpu.zeros(size.parameters(), "LSTM gradient")?,
@@ -324,6 +339,7 @@ impl<L: Launcher> Policy<Gpu<L>> for GpuLstm<L> {
 
     fn try_clone(&self) -> Result<Self> {
         let mut clone = GpuLstm::zero(&self.gpu, self.space, self.shape)?.sampling(self.sampling);
+        clone.shared_weights = self.shared_weights;
         clone.copy_from(self)?;
         self.gpu.copy(&self.adam.first, &mut clone.adam.first)?;
         self.gpu.copy(&self.adam.second, &mut clone.adam.second)?;

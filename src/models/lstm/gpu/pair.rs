@@ -11,7 +11,7 @@ pub(super) fn shared_bytes(size: Size, packs: usize, stages: usize) -> usize {
 
 /// Whether blocks can share: a device with clusters, and more than one block.
 pub(super) fn is_possible(limits: Limits, blocks: usize) -> bool {
-    limits.capability >= 90 && blocks > 1
+    limits.has_clusters() && blocks > 1
 }
 
 /// A launch of at least `blocks` blocks, in pairs if so.
