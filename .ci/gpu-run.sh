@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The kernel tests and benches of this folder on the first GPU: ./run.sh. Needs an NVIDIA driver; uses compute-sanitizer
-# and PyTorch where it finds them. Leaves logs and results.json in results/; fails if anything failed.
+# and PyTorch where it finds them. Leaves logs, results.json and results.md, a table with ratios to peers and floors, in
+# results/; fails if anything failed.
 set -uo pipefail
 cd "$(dirname "$0")"
 export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$PWD/lib GPU_TESTS=required CRITERION_HOME=$PWD/results/criterion
@@ -29,9 +30,9 @@ if command -v compute-sanitizer > /dev/null; then
     done
 fi
 
-# Medians in nanoseconds, as criterion writes them; the bench's name is group/function.
+# Medians in nanoseconds, as criterion writes them; the bench's name is group/function or group/function/parameter.
 for bench in benches/*; do stage "bench-$(basename "$bench")" "$bench" --bench --noplot; done
-for file in results/criterion/*/*/new/estimates.json; do
+for file in results/criterion/*/*/new/estimates.json results/criterion/*/*/*/new/estimates.json; do
     [ -f "$file" ] || continue
     name=${file#results/criterion/}
     median=$(sed 's/.*"median":{"confidence_interval":{[^}]*},"point_estimate":\([^,]*\),.*/\1/' "$file")
@@ -69,6 +70,8 @@ if python3 -c "import torch; assert torch.cuda.is_available()" 2> /dev/null; the
         peer "logits-$dtype" logits --dtype "$dtype" --shapes 65536x256 8192x128256
         peer "logits-$dtype-compiled" logits --dtype "$dtype" --shapes 65536x256 8192x128256 --compile
     done
+    # Liger, CCE and QuACK too where they are installed.
+    peer head head
 fi
 
 about() { nvidia-smi --id=0 --query-gpu="$1" --format=csv,noheader 2> /dev/null || echo unknown; }
@@ -79,4 +82,5 @@ cat > results/results.json << JSON
  "median_ns": {$(join "${figures[@]}")}, "programs": [$(join "${programs[@]}")], "peers": [$(join "${peers[@]}")]}
 JSON
 cat results/results.json
+./gpu-results results/results.json | tee results/results.md
 exit "$failed"

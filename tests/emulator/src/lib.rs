@@ -13,6 +13,7 @@ use ebm_dpg::{Error, Result};
 
 #[cfg(feature = "cuda")]
 pub mod driver;
+pub mod results;
 
 /// `EmulatorKernel` of host/runtime.h.
 #[repr(C)]
