@@ -39,18 +39,18 @@ static_assert(sizeof(LstmBackward) == 184, "src/models/lstm/gpu/backward.rs has 
 struct BackwardWalk {
   const uint4* packed;
   LstmSize size;
-  uint32_t warp, warps;
-  __device__ __forceinline__ uint32_t groups() const { return (size.groups() - warp + warps - 1) / warps; }
-  __device__ __forceinline__ uint32_t runs() const { return groups() * size.matrices(); }
+  WarpGroups groups;
+  __device__ __forceinline__ BackwardWalk(const LstmBackward& a) : packed(a.packed), size(a.size) {}
+  __device__ __forceinline__ uint32_t runs() const { return groups.count(size) * size.matrices(); }
   __device__ __forceinline__ uint32_t pieces() const { return size.gates() / 64; }
   __device__ __forceinline__ const uint4* run(uint32_t n) const {
-    const uint32_t pair = 2 * groups(), above = n / pair, k = n % pair;
+    const uint32_t pair = 2 * groups.count(size), above = n / pair, k = n % pair;
     const uint32_t layer = size.layers - 1 - above;
     return layer == 0 ? weights(0, k) : weights(2 * layer - k % 2, k / 2);
   }
   // Of the warp's n-th group.
   __device__ __forceinline__ const uint4* weights(uint32_t matrix, uint32_t n) const {
-    return packed + size.packed_backward(matrix) + uint64_t(warp + n * warps) * (size.gates() / 16) * 32;
+    return packed + size.packed_backward(matrix) + uint64_t(groups.group(n)) * (size.gates() / 16) * 32;
   }
 };
 
@@ -300,8 +300,7 @@ LSTM_BACKWARD(lstm_backward_2, 2)
 #define LSTM_BACKWARD_PAIR(name, TILES)                                                                       \
   extern "C" __global__ void __launch_bounds__(256, 1) name(const __grid_constant__ LstmBackward arguments) { \
     SHARED_DYN(unsigned char, shared);                                                                        \
-    const BackwardWalk walk{arguments.packed, arguments.size, threadIdx.x / 32, blockDim.x / 32};             \
-    FromPair<4, 4, BackwardWalk> weights(walk, shared);                                                       \
+    FromPair<4, 4, BackwardWalk> weights(BackwardWalk(arguments), shared);                                    \
     unsigned char* behind = shared + weights.shared_bytes(blockDim.x / 32);                                   \
     Backward<TILES, decltype(weights)>(arguments, weights, behind).run();                                     \
   }

@@ -64,19 +64,19 @@ static_assert(sizeof(LstmForward) == 328, "src/models/lstm/gpu/forward.rs has th
 struct ForwardWalk {
   const uint4* packed;
   LstmSize size;
-  uint32_t warp, warps;
-  __device__ __forceinline__ uint32_t groups() const { return (size.groups() - warp + warps - 1) / warps; }
-  __device__ __forceinline__ uint32_t runs() const { return groups() * size.matrices(); }
+  WarpGroups groups;
+  __device__ __forceinline__ ForwardWalk(const LstmForward& a) : packed(a.packed), size(a.size) {}
+  __device__ __forceinline__ uint32_t runs() const { return groups.count(size) * size.matrices(); }
   __device__ __forceinline__ uint32_t pieces() const { return size.steps(); }
   __device__ __forceinline__ const uint4* run(uint32_t n) const {
-    const uint32_t mine = groups();
+    const uint32_t mine = groups.count(size);
     if (n < mine) return weights(0, n);
     const uint32_t layer = (n + mine) / (2 * mine), k = (n + mine) % (2 * mine);
     return weights(2 * layer - 1 + k % 2, k / 2);
   }
   // Of the warp's n-th group.
   __device__ __forceinline__ const uint4* weights(uint32_t matrix, uint32_t n) const {
-    return packed + size.packed_forward(matrix) + uint64_t(warp + n * warps) * size.steps() * 128;
+    return packed + size.packed_forward(matrix) + uint64_t(groups.group(n)) * size.steps() * 128;
   }
 };
 
@@ -503,8 +503,7 @@ LSTM_FORWARD(lstm_forward_plain_4, 4, false, 4)
 #define LSTM_FORWARD_PAIR(name, TILES, SPLIT, STAGES)                                                        \
   extern "C" __global__ void __launch_bounds__(256, 1) name(const __grid_constant__ LstmForward arguments) { \
     SHARED_DYN(unsigned char, shared);                                                                       \
-    const ForwardWalk walk{arguments.packed, arguments.size, threadIdx.x / 32, blockDim.x / 32};             \
-    FromPair<(SPLIT ? 4 : 2), STAGES, ForwardWalk> weights(walk, shared);                                    \
+    FromPair<(SPLIT ? 4 : 2), STAGES, ForwardWalk> weights(ForwardWalk(arguments), shared);                  \
     const uint32_t behind = weights.shared_bytes(blockDim.x / 32);                                           \
     Forward<TILES, SPLIT, decltype(weights)>(arguments, weights, shared, behind).run();                      \
   }

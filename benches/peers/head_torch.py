@@ -13,25 +13,11 @@ No peer takes weights by sequence; where one takes weights by row, the rows of a
 import argparse
 import importlib
 import json
-import statistics
-import time
 
 import torch
+from logits_torch import lean_log_prob, median_seconds
 
-WARM_UP, REPEATS = 3, 11
-
-
-def median_seconds(device, work):
-    def once():
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
-
-    return statistics.median([once() for _ in range(WARM_UP + REPEATS)][WARM_UP:])
+REPEATS = 11
 
 
 class Report:
@@ -43,7 +29,7 @@ class Report:
     def __call__(self, operation, peer, floor, work):
         line = {"operation": operation, "peer": peer, **self.about, "floor_seconds": floor}
         try:
-            line["seconds"] = median_seconds(self.device, work)
+            line["seconds"] = median_seconds(self.device, REPEATS, work)
         except Exception as error:  # the other peers go on
             line["error"] = f"{type(error).__name__}: {error}"[:300]
         print(json.dumps(line), flush=True)
@@ -63,16 +49,12 @@ def rates(device, dtype, size):
     other = torch.empty_like(large)
     product = [torch.randn(size // 4, size // 4, device=device).to(dtype) for _ in range(2)]
     found = {
-        "copy": 2 * large.numel() * 4 / median_seconds(device, lambda: other.copy_(large)),
-        "read": large.numel() * 4 / median_seconds(device, large.sum),
-        "product": 2 * (size // 4) ** 3 / median_seconds(device, lambda: product[0] @ product[1]),
+        "copy": 2 * large.numel() * 4 / median_seconds(device, REPEATS, lambda: other.copy_(large)),
+        "read": large.numel() * 4 / median_seconds(device, REPEATS, large.sum),
+        "product": 2 * (size // 4) ** 3 / median_seconds(device, REPEATS, lambda: product[0] @ product[1]),
     }
     print(json.dumps({"peer": f"torch {torch.__version__}", "device": str(device), "rates": found}), flush=True)
     return found
-
-
-def lean_log_prob(logits, tokens):
-    return logits.gather(-1, tokens[:, None])[:, 0].float() - torch.logsumexp(logits.float(), dim=-1)
 
 
 def logits_peers(options, device, dtype, rate):

@@ -52,6 +52,14 @@ struct LstmSize {
   }
 };
 
+// The groups of 8 units that a warp works on: every warps-th from `warp` on.
+struct WarpGroups {
+  uint32_t warp, warps;
+  __device__ __forceinline__ WarpGroups() : warp(threadIdx.x / 32), warps(blockDim.x / 32) {}
+  __device__ __forceinline__ uint32_t count(const LstmSize& size) const { return (size.groups() - warp + warps - 1) / warps; }
+  __device__ __forceinline__ uint32_t group(uint32_t n) const { return warp + n * warps; }
+};
+
 // A thread's place in a warp's mma tile: it holds rows g and g + 8, columns 2q and 2q + 1.
 struct Lane {
   uint32_t lane, g, q;
