@@ -1,4 +1,5 @@
-// reduce.cuh -- sums over a warp and a block in an order that depends on nothing but the number of threads.
+// reduce.cuh -- sums over a warp, a block and a cluster of blocks in an order that depends on nothing but the number of
+// threads.
 #pragma once
 #include "common/device.cuh"
 
@@ -42,6 +43,27 @@ template <typename T> DEV_FN T block_max(T value) {
   __syncthreads();  // the array may be used again
   return value;
 }
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+// fold(fold(value of block 0, of block 1), ...) over the blocks of the cluster; valid in all threads, each of which brings
+// its block's value.
+template <typename T, typename Fold> DEV_FN T cluster_fold(T value, Fold fold) {
+  SHARED(T, partial, [1]);
+  if (threadIdx.x == 0) partial[0] = value;
+  dev::cluster_sync();
+  value = *dev::cluster_map(partial, 0);
+  for (uint32_t rank = 1; rank < dev::cluster_size(); rank++) value = fold(value, *dev::cluster_map(partial, rank));
+  dev::cluster_sync();  // the variable may be used again, and its block may end
+  return value;
+}
+template <typename T> DEV_FN T cluster_sum(T value) {
+  return cluster_fold(value, [](T a, T b) { return a + b; });
+}
+// The largest of the blocks' values; a NaN may be left out.
+template <typename T> DEV_FN T cluster_max(T value) {
+  return cluster_fold(value, [](T a, T b) { return b > a ? b : a; });
+}
+#endif
 
 // How many threads of the block before this one say yes, and how many of all; up to 1024 threads, a multiple of 32.
 struct Rank {

@@ -138,14 +138,17 @@ impl CudaLauncher {
         if stream.cu_stream() == PER_THREAD {
             return Err(Error::argument(name, "a stream that all threads share", "the per-thread stream"));
         }
-        let limits = limits(context).map_err(failed(&name))?;
+        let mut limits = limits(context).map_err(failed(&name))?;
         let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES;
         let shares_page_tables = context.attribute(attribute).map_err(failed(&name))? != 0;
         let load = |image: &&[u8]| context.load_module(Ptx::from_binary(image.to_vec()));
         let modules: std::result::Result<Vec<_>, _> = FATBINS.iter().map(load).collect();
         let modules = modules.map_err(failed(format!("{name}: kernels for capability {}", limits.capability)))?;
         let functions = Kernel::ALL.iter().map(|&kernel| function(kernel, &modules, limits.shared_bytes));
-        let functions = functions.collect::<Result<_>>()?;
+        let functions: Vec<_> = functions.collect::<Result<_>>()?;
+        // What the driver has compiled from PTX of another capability lacks what that one lacks.
+        let compiled_for = functions[0].ptx_version().map_err(failed(&name))?;
+        limits.capability = limits.capability.min(compiled_for as u32);
         let (cublas, recorder, freed) = (Mutex::new(None), Mutex::new(None), Mutex::new(0));
         let loaded = Loaded { stream, functions, limits, shares_page_tables, cublas, recorder, freed };
         Ok(CudaLauncher { loaded: Arc::new(loaded) })
