@@ -25,9 +25,8 @@ template <typename Team, typename T> DEV_FN void fill_row(T* row, uint32_t vocab
 // the cancellation in 1 - p; the thread that wrote the token's pack writes it afterwards.
 template <typename Team, typename T, typename Load>
 DEV_FN void write_gradient(const Softmax& softmax, float max, float factor, uint32_t target, float at_token, T* row,
-                           Load load) {
+                           Layout at, Load load) {
   constexpr uint32_t N = Pack<T>::kCount;
-  const Layout at = layout<Team>(row, softmax.vocab);
   uint4* packs = reinterpret_cast<uint4*>(row + at.head);
   const float c = softmax.scale * kLog2e;
   for_packs<Team>(at, load, [&](uint32_t pack, uint4 raw) {
@@ -60,7 +59,7 @@ DEV_FN float row_gradient(const Softmax& softmax, uint64_t at, uint32_t token, f
   const float x = token < softmax.vocab ? logit(softmax, row, token) : NAN;  // by all, before one overwrites it
   dev::cp_async_wait<0>();
   const auto load = [&](uint32_t pack) { return pack - in.begin < room ? kept[pack - in.begin] : packs[pack]; };
-  const Normaliser found = normaliser<Team>(softmax, row, load);
+  const Normaliser found = normaliser<Team>(softmax, row, in, load);
   const bool first = is_first<Team>(), finite = isfinite(weight);
   if (first && !finite) note_fault(status, at, kBadWeight);
   if (!finite || !check_row(softmax, found, at, token, first, status)) {
@@ -69,7 +68,7 @@ DEV_FN float row_gradient(const Softmax& softmax, uint64_t at, uint32_t token, f
   }
   const double log_prob = log_prob_of(softmax, found, x), scaled = double(weight) * double(softmax.scale);
   write_gradient<Team>(softmax, found.max, float(-scaled / found.total), token, float(-scaled * expm1(log_prob)), row,
-                       load);
+                       in, load);
   return float(log_prob);
 }
 
@@ -177,8 +176,9 @@ DEV_FN void sequence_gradients(T* logits, const uint32_t* tokens, uint64_t rows,
       T* row = logits + at * stride;
       const float2 found = normalisers[at];
       const float at_token = float(-coefficient * expm1(double(log_probs[at])));
-      const uint4* packs = reinterpret_cast<const uint4*>(row + layout<Team>(row, softmax.vocab).head);
-      write_gradient<Team>(softmax, found.x, float(-coefficient) * found.y, tokens[at], at_token, row,
+      const Layout in = layout<Team>(row, softmax.vocab);
+      const uint4* packs = reinterpret_cast<const uint4*>(row + in.head);
+      write_gradient<Team>(softmax, found.x, float(-coefficient) * found.y, tokens[at], at_token, row, in,
                            [&](uint32_t pack) { return packs[pack]; });
     }
   }

@@ -45,23 +45,26 @@ template <typename T> DEV_FN T block_max(T value) {
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-// fold(fold(value of block 0, of block 1), ...) over the blocks of the cluster; valid in all threads, each of which brings
-// its block's value.
-template <typename T, typename Fold> DEV_FN T cluster_fold(T value, Fold fold) {
+// The sum over the blocks of a cluster, up to 32; all threads of a block bring its value. Valid in all threads.
+template <typename T> DEV_FN T cluster_sum(T value) {
   SHARED(T, partial, [1]);
+  const uint32_t lane = threadIdx.x % 32;
   if (threadIdx.x == 0) partial[0] = value;
   dev::cluster_sync();
-  value = *dev::cluster_map(partial, 0);
-  for (uint32_t rank = 1; rank < dev::cluster_size(); rank++) value = fold(value, *dev::cluster_map(partial, rank));
+  value = warp_sum(lane < dev::cluster_size() ? *dev::cluster_map(partial, lane) : T(0));
   dev::cluster_sync();  // the variable may be used again, and its block may end
   return value;
 }
-template <typename T> DEV_FN T cluster_sum(T value) {
-  return cluster_fold(value, [](T a, T b) { return a + b; });
-}
-// The largest of the blocks' values; a NaN may be left out.
+
+// The largest of the blocks' values, as cluster_sum; a NaN may be left out.
 template <typename T> DEV_FN T cluster_max(T value) {
-  return cluster_fold(value, [](T a, T b) { return b > a ? b : a; });
+  SHARED(T, partial, [1]);
+  const uint32_t lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) partial[0] = value;
+  dev::cluster_sync();
+  value = warp_max(*dev::cluster_map(partial, lane < dev::cluster_size() ? lane : 0));
+  dev::cluster_sync();  // the variable may be used again, and its block may end
+  return value;
 }
 #endif
 

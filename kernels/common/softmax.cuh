@@ -181,9 +181,8 @@ struct Normaliser {
 
 // One pass over the row, whose packs load(pack) gives. Valid in all threads of the team.
 template <typename Team, bool kEntropy = false, typename T, typename Load>
-DEV_FN Normaliser normaliser(const Softmax& softmax, const T* row, Load load) {
+DEV_FN Normaliser normaliser(const Softmax& softmax, const T* row, Layout at, Load load) {
   constexpr uint32_t N = Pack<T>::kCount;
-  const Layout at = layout<Team>(row, softmax.vocab);
   Online<kEntropy> online{-INFINITY, softmax.scale * kLog2e, 0.0, 0.0};
   for_ends<Team>(at, softmax.vocab, N, [&](uint32_t token) {
     const float x[1] = {logit(softmax, row, token)};
@@ -204,8 +203,9 @@ DEV_FN Normaliser normaliser(const Softmax& softmax, const T* row, Load load) {
 }
 template <typename Team, bool kEntropy = false, typename T>
 DEV_FN Normaliser normaliser(const Softmax& softmax, const T* row) {
-  const uint4* packs = reinterpret_cast<const uint4*>(row + layout<Team>(row, softmax.vocab).head);
-  return normaliser<Team, kEntropy>(softmax, row, [&](uint32_t pack) { return packs[pack]; });
+  const Layout at = layout<Team>(row, softmax.vocab);
+  const uint4* packs = reinterpret_cast<const uint4*>(row + at.head);
+  return normaliser<Team, kEntropy>(softmax, row, at, [&](uint32_t pack) { return packs[pack]; });
 }
 
 // The log-prob of a token with logit x, never above 0.
