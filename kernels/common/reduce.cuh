@@ -56,15 +56,14 @@ template <typename T> DEV_FN T cluster_sum(T value) {
   return value;
 }
 
-// The largest of the blocks' values, as cluster_sum; a NaN may be left out.
+// The largest of the blocks' values, as cluster_sum; a NaN may be left out. A cluster_sum must follow: the variable may
+// then be used again, and its block may end.
 template <typename T> DEV_FN T cluster_max(T value) {
   SHARED(T, partial, [1]);
   const uint32_t lane = threadIdx.x % 32;
   if (threadIdx.x == 0) partial[0] = value;
   dev::cluster_sync();
-  value = warp_max(*dev::cluster_map(partial, lane < dev::cluster_size() ? lane : 0));
-  dev::cluster_sync();  // the variable may be used again, and its block may end
-  return value;
+  return warp_max(*dev::cluster_map(partial, lane < dev::cluster_size() ? lane : 0));
 }
 #endif
 

@@ -64,7 +64,7 @@ struct WarpTeam {
   DEV_FN uint32_t block() { return 0; }
   DEV_FN uint32_t blocks() { return 1; }
   template <typename V> DEV_FN V sum(V value) {
-    __syncwarp();  // mutation: a shuffle orders no memory, but the emulator's lanes
+    __syncwarp();  // mutation: shuffles order the emulator's lanes, not memory; the thread sanitizer sees it
     return warp_sum(value);
   }
   template <typename V> DEV_FN V max(V value) { return warp_max(value); }
