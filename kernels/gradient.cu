@@ -1,7 +1,8 @@
 // gradient.cu -- w * scale * (onehot - softmax) in place of the logits, and the log-prob of each row from the same pass.
 //
-// A row's packs are kept in shared memory between the sum and the gradient as far as they fit (`room` packs per team);
-// the rest is read again, from the L2 as a rule: a thread reads back only what it wrote itself, so nothing waits.
+// A row's packs are brought to shared memory as far as they fit (`room` packs per team and block) and read there for the
+// sum and for the gradient; the rest is read twice, from the L2 the second time as a rule. A cluster of blocks has room
+// for a whole row that one block has not. A thread copies what it reads itself, so nothing waits for others.
 // gradient_sequences_* work on all rows of one sequence per block, as the coefficient is a function of the log-prob of the
 // whole: a baseline or an f-divergence. Their second pass reads the logits again.
 #include "common/coefficient.cuh"
@@ -10,12 +11,12 @@
 // Every logit of a row becomes value.
 template <typename Team, typename T> DEV_FN void fill_row(T* row, uint32_t vocab, float value) {
   constexpr uint32_t N = Pack<T>::kCount;
-  const Layout at = layout(row, vocab);
+  const Layout at = layout<Team>(row, vocab);
   float x[N];
 #pragma unroll
   for (uint32_t i = 0; i < N; i++) x[i] = value;
   const uint4 raw = Pack<T>::join(x);
-  for (uint32_t pack = Team::rank(); pack < at.packs; pack += Team::size())
+  for (uint32_t pack = at.begin + Team::rank(); pack < at.end; pack += Team::size())
     reinterpret_cast<uint4*>(row + at.head)[pack] = raw;
   for_ends<Team>(at, vocab, N, [&](uint32_t token) { row[token] = T(value); });
 }
@@ -24,12 +25,11 @@ template <typename Team, typename T> DEV_FN void fill_row(T* row, uint32_t vocab
 // the cancellation in 1 - p; the thread that wrote the token's pack writes it afterwards.
 template <typename Team, typename T, typename Load>
 DEV_FN void write_gradient(const Softmax& softmax, float max, float factor, uint32_t target, float at_token, T* row,
-                           Load load) {
+                           Layout at, Load load) {
   constexpr uint32_t N = Pack<T>::kCount;
-  const Layout at = layout(row, softmax.vocab);
   uint4* packs = reinterpret_cast<uint4*>(row + at.head);
   const float c = softmax.scale * kLog2e;
-  for_packs<Team>(at.packs, load, [&](uint32_t pack, uint4 raw) {
+  for_packs<Team>(at, load, [&](uint32_t pack, uint4 raw) {
     const uint32_t first = at.head + pack * N;
     float x[N];
     Pack<T>::split(raw, x);
@@ -47,38 +47,41 @@ DEV_FN void write_gradient(const Softmax& softmax, float max, float factor, uint
   });
 }
 
-// One row; its weight is not 0. Returns the log-prob in rank 0.
+// One row; its weight is not 0. Returns the log-prob.
 template <typename Team, typename T>
 DEV_FN float row_gradient(const Softmax& softmax, uint64_t at, uint32_t token, float weight, T* row, uint4* kept,
                           uint32_t room, unsigned long long* status) {
-  const Normaliser found = normaliser<Team>(softmax, row, [&](uint32_t pack, uint4 raw) {
-    if (pack < room) kept[pack] = raw;
-  });
-  const bool first = Team::rank() == 0, finite = isfinite(weight);
+  const Layout in = layout<Team>(row, softmax.vocab);
+  const uint4* packs = reinterpret_cast<const uint4*>(row + in.head);
+  for (uint32_t i = Team::rank(); i < room && i < in.end - in.begin; i += Team::size())
+    dev::cp_async16(kept + i, packs + in.begin + i);
+  dev::cp_async_commit();
+  const float x = token < softmax.vocab ? logit(softmax, row, token) : NAN;  // by all, before one overwrites it
+  dev::cp_async_wait<0>();
+  const auto load = [&](uint32_t pack) { return pack - in.begin < room ? kept[pack - in.begin] : packs[pack]; };
+  const Normaliser found = normaliser<Team>(softmax, row, in, load);
+  const bool first = is_first<Team>(), finite = isfinite(weight);
   if (first && !finite) note_fault(status, at, kBadWeight);
   if (!finite || !check_row(softmax, found, at, token, first, status)) {
     fill_row<Team>(row, softmax.vocab, NAN);
     return NAN;
   }
-  const double log_prob = log_prob_of(softmax, found, logit(softmax, row, token));
-  const double scaled = double(weight) * double(softmax.scale);
-  Team::sync();  // all have read the token's logit
-  const uint4* packs = reinterpret_cast<const uint4*>(row + layout(row, softmax.vocab).head);
+  const double log_prob = log_prob_of(softmax, found, x), scaled = double(weight) * double(softmax.scale);
   write_gradient<Team>(softmax, found.max, float(-scaled / found.total), token, float(-scaled * expm1(log_prob)), row,
-                       [&](uint32_t pack) { return pack < room ? kept[pack] : packs[pack]; });
+                       in, load);
   return float(log_prob);
 }
 
 // logits[rows, vocab], `stride` values from row to row, become gradients, log_probs[rows]; tokens and weights are [rows]. A
 // row of weight 0 is not read.
-// Dynamic shared memory: `room` packs for each team. Any grid.
+// Dynamic shared memory: `room` packs for each team; for a cluster in each of its blocks. Any grid of whole teams.
 template <typename Team, typename T>
 DEV_FN void gradients_of(T* logits, const uint32_t* tokens, const float* weights, uint64_t rows, uint64_t stride,
                          Softmax softmax, uint32_t room, float* log_probs, unsigned long long* status) {
   SHARED_DYN(uint4, memory);
   uint4* kept = memory + Team::index() * room;
-  const uint64_t step = uint64_t(gridDim.x) * Team::teams();
-  for (uint64_t at = uint64_t(blockIdx.x) * Team::teams() + Team::index(); at < rows; at += step) {
+  const uint64_t step = uint64_t(gridDim.x / Team::blocks()) * Team::teams();
+  for (uint64_t at = uint64_t(blockIdx.x / Team::blocks()) * Team::teams() + Team::index(); at < rows; at += step) {
     T* row = logits + at * stride;
     const float weight = weights[at];
     float log_prob = NAN;
@@ -87,7 +90,7 @@ DEV_FN void gradients_of(T* logits, const uint32_t* tokens, const float* weights
     } else {
       log_prob = row_gradient<Team>(softmax, at, tokens[at], weight, row, kept, room, status);
     }
-    if (Team::rank() == 0) log_probs[at] = log_prob;
+    if (is_first<Team>()) log_probs[at] = log_prob;
   }
 }
 
@@ -120,7 +123,7 @@ DEV_FN void score_rows(const Softmax& softmax, const T* logits, uint64_t stride,
                        uint64_t end, float* log_probs, float2* normalisers, unsigned long long* status) {
   for (uint64_t at = begin + Team::index(); at < end; at += Team::teams()) {
     const T* row = logits + at * stride;
-    const Normaliser found = normaliser<Team>(softmax, row, [](uint32_t, uint4) {});
+    const Normaliser found = normaliser<Team>(softmax, row);
     if (Team::rank() != 0) continue;
     const uint32_t token = tokens[at];
     const bool good = check_row(softmax, found, at, token, true, status);
@@ -173,21 +176,41 @@ DEV_FN void sequence_gradients(T* logits, const uint32_t* tokens, uint64_t rows,
       T* row = logits + at * stride;
       const float2 found = normalisers[at];
       const float at_token = float(-coefficient * expm1(double(log_probs[at])));
-      const uint4* packs = reinterpret_cast<const uint4*>(row + layout(row, softmax.vocab).head);
-      write_gradient<Team>(softmax, found.x, float(-coefficient) * found.y, tokens[at], at_token, row,
+      const Layout in = layout<Team>(row, softmax.vocab);
+      const uint4* packs = reinterpret_cast<const uint4*>(row + in.head);
+      write_gradient<Team>(softmax, found.x, float(-coefficient) * found.y, tokens[at], at_token, row, in,
                            [&](uint32_t pack) { return packs[pack]; });
     }
   }
 }
 
-#define GRADIENT(name, Team, T, threads)                                                                               \
-  extern "C" __global__ void __launch_bounds__(threads, 1024 / threads)                                                \
+#define ROWS_KERNEL(name, T, threads, resident)                                                                        \
+  extern "C" __global__ void __launch_bounds__(threads, resident)                                                      \
   gradient_##name(T* logits, const uint32_t* tokens, const float* weights, uint64_t rows, uint32_t vocab,              \
                   uint64_t stride, float scale, const uint32_t* mask, uint32_t room, float* log_probs,                 \
-                  unsigned long long* status) {                                                                        \
+                  unsigned long long* status)
+#define GRADIENT(name, Team, T, threads, resident)                                                                     \
+  ROWS_KERNEL(name, T, threads, resident) {                                                                            \
     gradients_of<Team>(logits, tokens, weights, rows, stride, Softmax{vocab, scale, mask}, room, log_probs, status);   \
-  }                                                                                                                    \
-  /* A fourth block of 256 threads would leave a register too few on sm_80. */                                         \
+  }
+GRADIENT(warp_f32, WarpTeam, float, 256, 4)
+GRADIENT(warp_f16, WarpTeam, __half, 256, 4)
+GRADIENT(warp_bf16, WarpTeam, __nv_bfloat16, 256, 4)
+GRADIENT(block_f32, BlockTeam, float, 512, 2)
+GRADIENT(block_f16, BlockTeam, __half, 512, 2)
+GRADIENT(block_bf16, BlockTeam, __nv_bfloat16, 512, 2)
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define CLUSTER_GRADIENT(name, T) GRADIENT(name, ClusterTeam, T, 384, 3)
+#else  // there are no clusters
+#define CLUSTER_GRADIENT(name, T) ROWS_KERNEL(name, T, 384, 3) { __trap(); }
+#endif
+CLUSTER_GRADIENT(cluster_f32, float)
+CLUSTER_GRADIENT(cluster_f16, __half)
+CLUSTER_GRADIENT(cluster_bf16, __nv_bfloat16)
+
+// A fourth block of 256 threads would leave a register too few on sm_80.
+#define SEQUENCES_GRADIENT(name, Team, T, threads)                                                                     \
   extern "C" __global__ void __launch_bounds__(threads, threads == 256 ? 3 : 2)                                        \
   gradient_sequences_##name(T* logits, const uint32_t* tokens, uint64_t rows, uint32_t vocab, uint64_t stride,         \
                             float scale, const uint32_t* mask, const uint64_t* offsets, uint64_t sequences,            \
@@ -198,12 +221,12 @@ DEV_FN void sequence_gradients(T* logits, const uint32_t* tokens, uint64_t rows,
     sequence_gradients<Team>(logits, tokens, rows, stride, Softmax{vocab, scale, mask}, given, log_probs, normalisers, \
                              log_pi, status);                                                                          \
   }
-GRADIENT(warp_f32, WarpTeam, float, 256)
-GRADIENT(warp_f16, WarpTeam, __half, 256)
-GRADIENT(warp_bf16, WarpTeam, __nv_bfloat16, 256)
-GRADIENT(block_f32, BlockTeam, float, 512)
-GRADIENT(block_f16, BlockTeam, __half, 512)
-GRADIENT(block_bf16, BlockTeam, __nv_bfloat16, 512)
+SEQUENCES_GRADIENT(warp_f32, WarpTeam, float, 256)
+SEQUENCES_GRADIENT(warp_f16, WarpTeam, __half, 256)
+SEQUENCES_GRADIENT(warp_bf16, WarpTeam, __nv_bfloat16, 256)
+SEQUENCES_GRADIENT(block_f32, BlockTeam, float, 512)
+SEQUENCES_GRADIENT(block_f16, BlockTeam, __half, 512)
+SEQUENCES_GRADIENT(block_bf16, BlockTeam, __nv_bfloat16, 512)
 
 EXPORT_KERNEL(gradient_warp_f32)
 EXPORT_KERNEL(gradient_warp_f16)
@@ -211,6 +234,9 @@ EXPORT_KERNEL(gradient_warp_bf16)
 EXPORT_KERNEL(gradient_block_f32)
 EXPORT_KERNEL(gradient_block_f16)
 EXPORT_KERNEL(gradient_block_bf16)
+EXPORT_KERNEL(gradient_cluster_f32)
+EXPORT_KERNEL(gradient_cluster_f16)
+EXPORT_KERNEL(gradient_cluster_bf16)
 EXPORT_KERNEL(gradient_sequences_warp_f32)
 EXPORT_KERNEL(gradient_sequences_warp_f16)
 EXPORT_KERNEL(gradient_sequences_warp_bf16)

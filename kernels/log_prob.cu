@@ -13,7 +13,7 @@ DEV_FN void log_probs_of(const T* logits, const uint32_t* tokens, uint64_t rows,
   const uint64_t step = uint64_t(gridDim.x) * Team::teams();
   for (uint64_t at = uint64_t(blockIdx.x) * Team::teams() + Team::index(); at < rows; at += step) {
     const T* row = logits + at * stride;
-    const Normaliser found = normaliser<Team, kEntropy>(softmax, row, [](uint32_t, uint4) {});
+    const Normaliser found = normaliser<Team, kEntropy>(softmax, row);
     if (Team::rank() != 0) continue;
     const uint32_t token = tokens[at];
     const bool good = check_row(softmax, found, at, token, true, status);

@@ -133,7 +133,7 @@ DEV_FN void sample_rows(const T* logits, uint64_t rows, uint64_t stride, Softmax
   SHARED(Bins, bins, [1]);
   for (uint64_t at = blockIdx.x; at < rows; at += gridDim.x) {
     const T* row = logits + at * stride;
-    const Normaliser found = normaliser<BlockTeam>(softmax, row, [](uint32_t, uint4) {});
+    const Normaliser found = normaliser<BlockTeam>(softmax, row);
     if (!check_row(softmax, found, at, 0, threadIdx.x == 0, status)) {
       if (threadIdx.x == 0) tokens[at] = 0, log_q[at] = NAN;
       continue;

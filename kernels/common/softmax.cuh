@@ -1,5 +1,5 @@
 // softmax.cuh -- one row of logits, any length and alignment, read once with 16-byte loads: its maximum and the sum of
-// its exponentials, by a warp or by a block.
+// its exponentials, by a warp, a block or a cluster of blocks.
 //
 // Accuracy: 2^((x - max) * c) with c = scale * log2 e in float has a relative error of about 1.3e-7 (|x - max| + 1);
 // weighted by the softmax that stays below 2e-6 for any row of up to 2^18 logits, as the average of max - x under its own
@@ -53,14 +53,20 @@ template <typename T> struct Pack {
   }
 };
 
-// The threads that share a row: a warp, so that a block has several rows, or a block.
+// The threads that share a row: a warp, so that a block has several rows; a block; or a cluster of blocks, each of which
+// has a part of the row. rank() and size() are within the block. What a thread has read before it asks for a sum, the
+// others may overwrite once they know that sum.
 struct WarpTeam {
   DEV_FN uint32_t rank() { return threadIdx.x % 32; }
   DEV_FN uint32_t size() { return 32; }
   DEV_FN uint32_t index() { return threadIdx.x / 32; }
   DEV_FN uint32_t teams() { return blockDim.x / 32; }
-  DEV_FN void sync() { __syncwarp(); }
-  template <typename V> DEV_FN V sum(V value) { return warp_sum(value); }
+  DEV_FN uint32_t block() { return 0; }
+  DEV_FN uint32_t blocks() { return 1; }
+  template <typename V> DEV_FN V sum(V value) {
+    __syncwarp();  // mutation: shuffles order the emulator's lanes, not memory; the thread sanitizer sees it
+    return warp_sum(value);
+  }
   template <typename V> DEV_FN V max(V value) { return warp_max(value); }
 };
 struct BlockTeam {
@@ -68,10 +74,20 @@ struct BlockTeam {
   DEV_FN uint32_t size() { return blockDim.x; }
   DEV_FN uint32_t index() { return 0; }
   DEV_FN uint32_t teams() { return 1; }
-  DEV_FN void sync() { __syncthreads(); }
+  DEV_FN uint32_t block() { return 0; }
+  DEV_FN uint32_t blocks() { return 1; }
   template <typename V> DEV_FN V sum(V value) { return block_sum(value); }
   template <typename V> DEV_FN V max(V value) { return block_max(value); }
 };
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+struct ClusterTeam : BlockTeam {
+  DEV_FN uint32_t block() { return dev::cluster_rank(); }
+  DEV_FN uint32_t blocks() { return dev::cluster_size(); }
+  template <typename V> DEV_FN V sum(V value) { return cluster_sum(block_sum(value)); }
+  template <typename V> DEV_FN V max(V value) { return cluster_max(block_max(value)); }
+};
+#endif
+template <typename Team> DEV_FN bool is_first() { return Team::rank() == 0 && Team::block() == 0; }
 
 // Which tokens count, and the inverse temperature. Bit t % 32 of mask[t / 32]: token t may occur; null: all may.
 struct Softmax {
@@ -86,31 +102,36 @@ template <typename T> DEV_FN float logit(const Softmax& softmax, const T* row, u
   return allowed(softmax, token) ? float(row[token]) : -INFINITY;
 }
 
-// Where the aligned part of a row lies: `packs` 16-byte packs from token `head` on.
+// Where the aligned part of a row lies: `packs` 16-byte packs from token `head` on, of which this block has those from
+// `begin` to `end`.
 struct Layout {
-  uint32_t head, packs;
+  uint32_t head, packs, begin, end;
 };
-template <typename T> DEV_FN Layout layout(const T* row, uint32_t vocab) {
+template <typename Team, typename T> DEV_FN Layout layout(const T* row, uint32_t vocab) {
   const uint32_t missing = uint32_t(0 - reinterpret_cast<uintptr_t>(row)) % 16 / sizeof(T);
-  const uint32_t head = missing < vocab ? missing : vocab;
-  return {head, (vocab - head) / Pack<T>::kCount};
+  const uint32_t head = missing < vocab ? missing : vocab, packs = (vocab - head) / Pack<T>::kCount;
+  const uint32_t blocks = Team::blocks(), part = (packs + blocks - 1) / blocks;
+  const uint32_t before = Team::block() * part, begin = before < packs ? before : packs;
+  return {head, packs, begin, part < packs - begin ? begin + part : packs};
 }
+// The tokens before and behind the packs are the first block's.
 template <typename Team, typename Single> DEV_FN void for_ends(Layout at, uint32_t vocab, uint32_t pack, Single single) {
+  if (Team::block() != 0) return;
   const uint32_t tail = at.head + at.packs * pack, ends = vocab - at.packs * pack;
   for (uint32_t i = Team::rank(); i < ends; i += Team::size()) single(i < at.head ? i : tail + i - at.head);
 }
-// Four loads in flight per thread; wide(pack, raw).
-template <typename Team, typename Load, typename Wide> DEV_FN void for_packs(uint32_t packs, Load load, Wide wide) {
+// The block's packs, four loads in flight per thread; wide(pack, raw).
+template <typename Team, typename Load, typename Wide> DEV_FN void for_packs(Layout in, Load load, Wide wide) {
   const uint32_t step = Team::size();
-  uint32_t at = Team::rank();
-  for (; at + 3 * step < packs; at += 4 * step) {
+  uint32_t at = in.begin + Team::rank();
+  for (; at + 3 * step < in.end; at += 4 * step) {
     uint4 raw[4];
 #pragma unroll
     for (uint32_t i = 0; i < 4; i++) raw[i] = load(at + i * step);
 #pragma unroll
     for (uint32_t i = 0; i < 4; i++) wide(at + i * step, raw[i]);
   }
-  for (; at < packs; at += step) wide(at, load(at));
+  for (; at < in.end; at += step) wide(at, load(at));
 }
 
 // The sum of e = 2^((x - max) * c) over the logits so far and, for the entropy, of e * (x - max).
@@ -158,20 +179,17 @@ struct Normaliser {
   double total, product;
 };
 
-// One read of the row; keep(pack, raw) sees each pack. Valid in all threads of the team.
-template <typename Team, bool kEntropy = false, typename T, typename Keep>
-DEV_FN Normaliser normaliser(const Softmax& softmax, const T* row, Keep keep) {
+// One pass over the row, whose packs load(pack) gives. Valid in all threads of the team.
+template <typename Team, bool kEntropy = false, typename T, typename Load>
+DEV_FN Normaliser normaliser(const Softmax& softmax, const T* row, Layout at, Load load) {
   constexpr uint32_t N = Pack<T>::kCount;
-  const Layout at = layout(row, softmax.vocab);
-  const uint4* packs = reinterpret_cast<const uint4*>(row + at.head);
   Online<kEntropy> online{-INFINITY, softmax.scale * kLog2e, 0.0, 0.0};
   for_ends<Team>(at, softmax.vocab, N, [&](uint32_t token) {
     const float x[1] = {logit(softmax, row, token)};
     push(online, x);
   });
-  for_packs<Team>(at.packs, [&](uint32_t pack) { return packs[pack]; }, [&](uint32_t pack, uint4 raw) {
+  for_packs<Team>(at, load, [&](uint32_t pack, uint4 raw) {
     float x[N];
-    keep(pack, raw);
     Pack<T>::split(raw, x);
     if (softmax.mask)
 #pragma unroll
@@ -182,6 +200,12 @@ DEV_FN Normaliser normaliser(const Softmax& softmax, const T* row, Keep keep) {
   const float max = Team::max(online.max);
   if (online.max > -INFINITY) Online<kEntropy>::rescale(online, max);
   return {max, Team::sum(online.sum), kEntropy ? Team::sum(online.product) : 0.0};
+}
+template <typename Team, bool kEntropy = false, typename T>
+DEV_FN Normaliser normaliser(const Softmax& softmax, const T* row) {
+  const Layout at = layout<Team>(row, softmax.vocab);
+  const uint4* packs = reinterpret_cast<const uint4*>(row + at.head);
+  return normaliser<Team, kEntropy>(softmax, row, at, [&](uint32_t pack) { return packs[pack]; });
 }
 
 // The log-prob of a token with logit x, never above 0.

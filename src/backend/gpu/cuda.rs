@@ -145,13 +145,10 @@ impl CudaLauncher {
         let modules: std::result::Result<Vec<_>, _> = FATBINS.iter().map(load).collect();
         let modules = modules.map_err(failed(format!("{name}: kernels for capability {}", limits.capability)))?;
         let functions = Kernel::ALL.iter().map(|&kernel| function(kernel, &modules, limits.shared_bytes));
-        let functions = functions.collect::<Result<Vec<_>>>()?;
-        // Code that the driver made of older PTX lacks what the device could do.
-        for function in &functions {
-            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION;
-            let compiled_for = function.get_attribute(attribute).map_err(failed(&name))? as u32;
-            limits.capability = limits.capability.min(compiled_for);
-        }
+        let functions: Vec<_> = functions.collect::<Result<_>>()?;
+        // What the driver has compiled from PTX of another capability lacks what that one lacks.
+        let compiled_for = functions[0].ptx_version().map_err(failed(&name))?;
+        limits.capability = limits.capability.min(compiled_for as u32);
         let (cublas, recorder, freed) = (Mutex::new(None), Mutex::new(None), Mutex::new(0));
         let loaded = Loaded { stream, functions, limits, shares_page_tables, cublas, recorder, freed };
         Ok(CudaLauncher { loaded: Arc::new(loaded) })

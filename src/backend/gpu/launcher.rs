@@ -129,7 +129,7 @@ pub struct Limits {
     pub shared_bytes: usize,
     /// Number of multiprocessors.
     pub multiprocessors: usize,
-    /// Compute capability, major · 10 + minor, of the device or of what its kernels were compiled for, whichever is less.
+    /// Compute capability, major · 10 + minor: the device's, or what the kernels were compiled for where that is less.
     pub capability: u32,
 }
 
@@ -401,6 +401,12 @@ kernels! {
     GradientBlockF16 = "gradient_block_f16",
     /// `gradient.cu`: gradients, a block per row, bf16.
     GradientBlockBf16 = "gradient_block_bf16",
+    /// `gradient.cu`: gradients, a cluster of blocks per row, f32; from compute capability 9.0 on, as the next two.
+    GradientClusterF32 = "gradient_cluster_f32",
+    /// `gradient.cu`: gradients, a cluster of blocks per row, f16.
+    GradientClusterF16 = "gradient_cluster_f16",
+    /// `gradient.cu`: gradients, a cluster of blocks per row, bf16.
+    GradientClusterBf16 = "gradient_cluster_bf16",
     /// `gradient.cu`: gradients of whole sequences, a warp per row, f32.
     GradientSequencesWarpF32 = "gradient_sequences_warp_f32",
     /// `gradient.cu`: gradients of whole sequences, a warp per row, f16.
