@@ -87,6 +87,27 @@ pub trait Simd: Copy {
     unsafe fn add_wide(self, sums: Self::Wide) -> Self::Wide;
     /// The lanes added in pairs, halves first.
     unsafe fn wide_sum(sums: Self::Wide) -> f64;
+
+    /// [`max_lane`](Simd::max_lane) of each row.
+    #[inline(always)]
+    unsafe fn max_of_rows(rows: &[Self; LANES]) -> Self {
+        let mut max = [0.0; LANES];
+        for row in 0..LANES {
+            max[row] = unsafe { rows[row].max_lane() };
+        }
+        unsafe { Self::load(max.as_ptr()) }
+    }
+
+    /// The sum of each row's lanes in f64, halves first.
+    #[inline(always)]
+    unsafe fn sums_of_rows(rows: &[Self; LANES]) -> Self::Wide {
+        let mut sums = [0.0; LANES];
+        for row in 0..LANES {
+            sums[row] = unsafe { Self::wide_sum(rows[row].add_wide(Self::wide(&[0.0; LANES]))) };
+        }
+        unsafe { Self::wide(&sums) }
+    }
+
     /// Sixteen f16, exact.
     unsafe fn load_f16(from: *const f16) -> Self;
     /// The nearest f16.
@@ -329,6 +350,33 @@ mod x86 {
         }
     }
 
+    /// Of four rows, a register each, the largest of every fourth lane: a row to each quarter of the result.
+    #[inline(always)]
+    unsafe fn max_of_quarters(rows: &[Avx512; LANES], of: [usize; 4]) -> __m512 {
+        unsafe {
+            let [a, b, c, d] = [rows[of[0]].0, rows[of[1]].0, rows[of[2]].0, rows[of[3]].0];
+            let ab = _mm512_max_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b));
+            let cd = _mm512_max_ps(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xEE>(c, d));
+            _mm512_max_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xDD>(ab, cd))
+        }
+    }
+
+    /// Of four rows the sums of every second lane: a row to each quarter of the result.
+    #[inline(always)]
+    unsafe fn sums_of_quarters(rows: &[Avx512; LANES], of: [usize; 4]) -> __m512d {
+        unsafe {
+            let mut sums = [_mm512_setzero_pd(); 4];
+            for (sum, row) in sums.iter_mut().zip(of) {
+                let [low, high] = rows[row].add_wide([_mm512_setzero_pd(); 2]);
+                *sum = _mm512_add_pd(low, high);
+            }
+            let [a, b, c, d] = sums;
+            let ab = _mm512_add_pd(_mm512_shuffle_f64x2::<0x44>(a, b), _mm512_shuffle_f64x2::<0xEE>(a, b));
+            let cd = _mm512_add_pd(_mm512_shuffle_f64x2::<0x44>(c, d), _mm512_shuffle_f64x2::<0xEE>(c, d));
+            _mm512_add_pd(_mm512_shuffle_f64x2::<0x88>(ab, cd), _mm512_shuffle_f64x2::<0xDD>(ab, cd))
+        }
+    }
+
     /// Rounding of conversions to f16: to nearest, without exceptions.
     const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
@@ -442,6 +490,30 @@ mod x86 {
             unsafe {
                 let x = _mm512_add_pd(sums[0], sums[1]);
                 sum_of_four(_mm256_add_pd(_mm512_castpd512_pd256(x), _mm512_extractf64x4_pd::<1>(x)))
+            }
+        }
+        // A transpose whose every step folds: 15 folds for sixteen rows in place of 64.
+        #[inline(always)]
+        unsafe fn max_of_rows(rows: &[Self; LANES]) -> Self {
+            unsafe {
+                let (a, b) = (max_of_quarters(rows, [0, 4, 8, 12]), max_of_quarters(rows, [1, 5, 9, 13]));
+                let (c, d) = (max_of_quarters(rows, [2, 6, 10, 14]), max_of_quarters(rows, [3, 7, 11, 15]));
+                let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+                let (c, d) = (_mm512_castps_pd(c), _mm512_castps_pd(d));
+                let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+                let ab = _mm512_max_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+                let (low, high) = (_mm512_unpacklo_pd(c, d), _mm512_unpackhi_pd(c, d));
+                let cd = _mm512_max_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+                Avx512(_mm512_max_ps(_mm512_shuffle_ps::<0x88>(ab, cd), _mm512_shuffle_ps::<0xDD>(ab, cd)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn sums_of_rows(rows: &[Self; LANES]) -> Self::Wide {
+            unsafe {
+                let (a, b) = (sums_of_quarters(rows, [0, 2, 4, 6]), sums_of_quarters(rows, [1, 3, 5, 7]));
+                let (c, d) = (sums_of_quarters(rows, [8, 10, 12, 14]), sums_of_quarters(rows, [9, 11, 13, 15]));
+                let low = _mm512_add_pd(_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+                [low, _mm512_add_pd(_mm512_unpacklo_pd(c, d), _mm512_unpackhi_pd(c, d))]
             }
         }
         #[inline(always)]
