@@ -856,6 +856,43 @@ mod tests {
         }
     }
 
+    #[inline(always)]
+    unsafe fn folded<S: Simd>(rows: &[[f32; LANES]; LANES]) -> ([f32; LANES], [f64; LANES]) {
+        unsafe {
+            let mut vectors = [S::splat(0.0); LANES];
+            for row in 0..LANES {
+                vectors[row] = S::load(rows[row].as_ptr());
+            }
+            (S::max_of_rows(&vectors).lanes(), S::wide_lanes(S::sums_of_rows(&vectors)))
+        }
+    }
+    dispatch! { fn fold(rows: &[[f32; LANES]; LANES]) -> ([f32; LANES], [f64; LANES]) = folded }
+
+    #[test]
+    fn sixteen_rows_fold_as_each_alone() {
+        let points: Vec<_> = points().take(640).collect();
+        // Sums whose order shows, and zeros of both signs.
+        let odd = |row: usize, lane: usize| [1e30, -1e30, 1.0, 0.0, -0.0, f32::NEG_INFINITY][(row * 7 + lane * 5) % 6];
+        let zeros = |row: usize, lane: usize| if (row * 5 + lane * 3) % 7 < 3 { 0.0 } else { -0.0 };
+        let made =
+            |of: &dyn Fn(usize, usize) -> f32| std::array::from_fn(|row| std::array::from_fn(|lane| of(row, lane)));
+        let tiles = points.chunks_exact(LANES).map(|rows| std::array::from_fn(|row| rows[(row * 7) % LANES]));
+        for tile in tiles.chain([made(&odd), made(&zeros)]) {
+            let largest = tile.map(|row: [f32; LANES]| row.into_iter().fold(f32::NEG_INFINITY, f32::max));
+            let want = fold(Isa::Scalar, &tile);
+            assert_eq!(want.0, largest);
+            for (sum, row) in want.1.into_iter().zip(tile) {
+                let [sizes, terms] = [f32::abs, |x| x].map(|of| row.into_iter().map(of).map(f64::from).sum::<f64>());
+                assert!(sum == terms || (sum - terms).abs() <= 1e-14 * sizes, "{sum} {terms}");
+            }
+            for isa in Isa::all() {
+                let got = fold(isa, &tile);
+                assert_eq!(got.0.map(f32::to_bits), want.0.map(f32::to_bits), "{isa:?}");
+                assert_eq!(got.1.map(f64::to_bits), want.1.map(f64::to_bits), "{isa:?}");
+            }
+        }
+    }
+
     #[test]
     fn exp_of_minus_infinity_is_zero() {
         assert_eq!(run(Isa::best(), &[f32::NEG_INFINITY; LANES], 0), [0.0; LANES]);

@@ -86,7 +86,7 @@ fn ln(totals: &[f64; LANES]) -> [f64; LANES] {
     for lane in 0..LANES {
         let total = totals[lane];
         let bits = total.to_bits();
-        // 0 or more, as no total is below √½.
+        // 0 or more, as no total is below 1 but where there is no log-prob: NaN whatever this is.
         let exponent = bits.wrapping_sub(ROOT_OF_HALF) >> 52;
         let m = f64::from_bits(bits.wrapping_sub(exponent << 52));
         let s = (m - 1.0) / (m + 1.0);
