@@ -87,6 +87,27 @@ pub trait Simd: Copy {
     unsafe fn add_wide(self, sums: Self::Wide) -> Self::Wide;
     /// The lanes added in pairs, halves first.
     unsafe fn wide_sum(sums: Self::Wide) -> f64;
+
+    /// [`max_lane`](Simd::max_lane) of each row.
+    #[inline(always)]
+    unsafe fn max_of_rows(rows: &[Self; LANES]) -> Self {
+        let mut max = [0.0; LANES];
+        for row in 0..LANES {
+            max[row] = unsafe { rows[row].max_lane() };
+        }
+        unsafe { Self::load(max.as_ptr()) }
+    }
+
+    /// The sum of each row's lanes in f64, halves first.
+    #[inline(always)]
+    unsafe fn sums_of_rows(rows: &[Self; LANES]) -> Self::Wide {
+        let mut sums = [0.0; LANES];
+        for row in 0..LANES {
+            sums[row] = unsafe { Self::wide_sum(rows[row].add_wide(Self::wide(&[0.0; LANES]))) };
+        }
+        unsafe { Self::wide(&sums) }
+    }
+
     /// Sixteen f16, exact.
     unsafe fn load_f16(from: *const f16) -> Self;
     /// The nearest f16.
@@ -329,6 +350,33 @@ mod x86 {
         }
     }
 
+    /// Of four rows, a register each, the largest of every fourth lane: a row to each quarter of the result.
+    #[inline(always)]
+    unsafe fn max_of_quarters(rows: &[Avx512; LANES], of: [usize; 4]) -> __m512 {
+        unsafe {
+            let [a, b, c, d] = [rows[of[0]].0, rows[of[1]].0, rows[of[2]].0, rows[of[3]].0];
+            let ab = _mm512_max_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b));
+            let cd = _mm512_max_ps(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xEE>(c, d));
+            _mm512_max_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xDD>(ab, cd))
+        }
+    }
+
+    /// Of four rows the sums of every second lane: a row to each quarter of the result.
+    #[inline(always)]
+    unsafe fn sums_of_quarters(rows: &[Avx512; LANES], of: [usize; 4]) -> __m512d {
+        unsafe {
+            let mut sums = [_mm512_setzero_pd(); 4];
+            for (sum, row) in sums.iter_mut().zip(of) {
+                let [low, high] = rows[row].add_wide([_mm512_setzero_pd(); 2]);
+                *sum = _mm512_add_pd(low, high);
+            }
+            let [a, b, c, d] = sums;
+            let ab = _mm512_add_pd(_mm512_shuffle_f64x2::<0x44>(a, b), _mm512_shuffle_f64x2::<0xEE>(a, b));
+            let cd = _mm512_add_pd(_mm512_shuffle_f64x2::<0x44>(c, d), _mm512_shuffle_f64x2::<0xEE>(c, d));
+            _mm512_add_pd(_mm512_shuffle_f64x2::<0x88>(ab, cd), _mm512_shuffle_f64x2::<0xDD>(ab, cd))
+        }
+    }
+
     /// Rounding of conversions to f16: to nearest, without exceptions.
     const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
@@ -442,6 +490,30 @@ mod x86 {
             unsafe {
                 let x = _mm512_add_pd(sums[0], sums[1]);
                 sum_of_four(_mm256_add_pd(_mm512_castpd512_pd256(x), _mm512_extractf64x4_pd::<1>(x)))
+            }
+        }
+        // A transpose whose every step folds: 15 folds for sixteen rows in place of 64.
+        #[inline(always)]
+        unsafe fn max_of_rows(rows: &[Self; LANES]) -> Self {
+            unsafe {
+                let (a, b) = (max_of_quarters(rows, [0, 4, 8, 12]), max_of_quarters(rows, [1, 5, 9, 13]));
+                let (c, d) = (max_of_quarters(rows, [2, 6, 10, 14]), max_of_quarters(rows, [3, 7, 11, 15]));
+                let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+                let (c, d) = (_mm512_castps_pd(c), _mm512_castps_pd(d));
+                let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+                let ab = _mm512_max_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+                let (low, high) = (_mm512_unpacklo_pd(c, d), _mm512_unpackhi_pd(c, d));
+                let cd = _mm512_max_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+                Avx512(_mm512_max_ps(_mm512_shuffle_ps::<0x88>(ab, cd), _mm512_shuffle_ps::<0xDD>(ab, cd)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn sums_of_rows(rows: &[Self; LANES]) -> Self::Wide {
+            unsafe {
+                let (a, b) = (sums_of_quarters(rows, [0, 2, 4, 6]), sums_of_quarters(rows, [1, 3, 5, 7]));
+                let (c, d) = (sums_of_quarters(rows, [8, 10, 12, 14]), sums_of_quarters(rows, [9, 11, 13, 15]));
+                let low = _mm512_add_pd(_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+                [low, _mm512_add_pd(_mm512_unpacklo_pd(c, d), _mm512_unpackhi_pd(c, d))]
             }
         }
         #[inline(always)]
@@ -780,6 +852,43 @@ mod tests {
                     let (half, brain) = (f16::from_bits(half[lane]).to_f32(), bf16::from_bits(brain[lane]).to_f32());
                     assert_eq!(mixed[lane], if bits >> lane & 1 == 1 { half } else { brain }, "{isa:?} lane {lane}");
                 }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn folded<S: Simd>(rows: &[[f32; LANES]; LANES]) -> ([f32; LANES], [f64; LANES]) {
+        unsafe {
+            let mut vectors = [S::splat(0.0); LANES];
+            for row in 0..LANES {
+                vectors[row] = S::load(rows[row].as_ptr());
+            }
+            (S::max_of_rows(&vectors).lanes(), S::wide_lanes(S::sums_of_rows(&vectors)))
+        }
+    }
+    dispatch! { fn fold(rows: &[[f32; LANES]; LANES]) -> ([f32; LANES], [f64; LANES]) = folded }
+
+    #[test]
+    fn sixteen_rows_fold_as_each_alone() {
+        let points: Vec<_> = points().take(640).collect();
+        // Sums whose order shows, and zeros of both signs.
+        let odd = |row: usize, lane: usize| [1e30, -1e30, 1.0, 0.0, -0.0, f32::NEG_INFINITY][(row * 7 + lane * 5) % 6];
+        let zeros = |row: usize, lane: usize| if (row * 5 + lane * 3) % 7 < 3 { 0.0 } else { -0.0 };
+        let made =
+            |of: &dyn Fn(usize, usize) -> f32| std::array::from_fn(|row| std::array::from_fn(|lane| of(row, lane)));
+        let tiles = points.chunks_exact(LANES).map(|rows| std::array::from_fn(|row| rows[(row * 7) % LANES]));
+        for tile in tiles.chain([made(&odd), made(&zeros)]) {
+            let largest = tile.map(|row: [f32; LANES]| row.into_iter().fold(f32::NEG_INFINITY, f32::max));
+            let want = fold(Isa::Scalar, &tile);
+            assert_eq!(want.0, largest);
+            for (sum, row) in want.1.into_iter().zip(tile) {
+                let [sizes, terms] = [f32::abs, |x| x].map(|of| row.into_iter().map(of).map(f64::from).sum::<f64>());
+                assert!(sum == terms || (sum - terms).abs() <= 1e-14 * sizes, "{sum} {terms}");
+            }
+            for isa in Isa::all() {
+                let got = fold(isa, &tile);
+                assert_eq!(got.0.map(f32::to_bits), want.0.map(f32::to_bits), "{isa:?}");
+                assert_eq!(got.1.map(f64::to_bits), want.1.map(f64::to_bits), "{isa:?}");
             }
         }
     }

@@ -1,5 +1,7 @@
 //! The gradient of a weighted sum of log-probs with respect to the logits, in place.
 
+use rayon::prelude::*;
+
 use crate::backend::{Backend, Cpu, Memory};
 use crate::error::{Result, expect_len};
 use crate::log_prob::{Logit, RowScore, Softmax, SoftmaxOptions, score, write_gradients};
@@ -94,6 +96,9 @@ pub fn gradient_with<B: Backend + GradientKernel, T: Logit>(
     if rows == 0 { Ok(()) } else { backend.gradient(softmax, vocab, tokens, weights, logits, log_probs) }
 }
 
+/// Rows that one task of the thread pool is worth where each is a number or two.
+const ROWS_PER_TASK: usize = 4096;
+
 impl GradientKernel for Cpu {
     fn gradient<T: Logit>(
         &self,
@@ -105,10 +110,11 @@ impl GradientKernel for Cpu {
         log_probs: &mut [f32],
     ) -> Result<()> {
         // Two reads of the logits: nothing is written before all rows are known to be good.
-        let mut scores = vec![RowScore::default(); tokens.len()];
+        // All over rows is in parallel: beside two logits a row the rest is no less work.
+        let mut scores: Vec<_> = tokens.par_iter().with_min_len(ROWS_PER_TASK).map(|_| RowScore::default()).collect();
         score(softmax, vocab, logits, tokens, Some(weights), false, &mut scores, |score, _| score)?;
         write_gradients(&Softmax::new(softmax, vocab), logits, tokens, weights, &scores);
-        log_probs.iter_mut().zip(&scores).for_each(|(to, score)| *to = score.log_prob);
+        log_probs.par_iter_mut().with_min_len(ROWS_PER_TASK).zip(&scores).for_each(|(to, score)| *to = score.log_prob);
         Ok(())
     }
 

@@ -75,24 +75,48 @@ pub(crate) struct RowScore {
     pub total: f64,
 }
 
-/// ln of a number from 1 on, to 2e-12 of itself, in few enough operations to be inlined: 2·artanh((m − 1)/(m + 1)) as a series,
-/// where total = 2ᵏ·m with m from √½ to √2. A NaN comes through.
+/// Of each lane the ln of a number from 1 on, to 2e-12 of itself, in operations that all instruction sets have as vectors:
+/// 2·artanh((m − 1)/(m + 1)) as a series, where total = 2ᵏ·m with m from √½ to √2. A NaN comes through.
 #[inline(always)]
-fn ln(total: f64) -> f64 {
-    const ROOT_OF_HALF: i64 = 0x3FE6_A09E_667F_3BCD;
-    let bits = total.to_bits() as i64;
-    let exponent = bits.wrapping_sub(ROOT_OF_HALF) >> 52;
-    let m = f64::from_bits(bits.wrapping_sub(exponent << 52) as u64);
-    let s = (m - 1.0) / (m + 1.0);
-    let square = s * s;
-    let terms = [2.0 / 13.0, 2.0 / 11.0, 2.0 / 9.0, 2.0 / 7.0, 2.0 / 5.0, 2.0 / 3.0, 2.0];
-    let series = terms.into_iter().fold(0.0, |sum, term| sum * square + term);
-    let ln = exponent as f64 * std::f64::consts::LN_2 + s * series;
-    if total.is_nan() { total } else { ln }
+fn ln(totals: &[f64; LANES]) -> [f64; LANES] {
+    const ROOT_OF_HALF: u64 = 0x3FE6_A09E_667F_3BCD;
+    // Where a number's last bits count ones.
+    const ONES: f64 = (1u64 << 52) as f64;
+    let mut lns = [0.0; LANES];
+    for lane in 0..LANES {
+        let total = totals[lane];
+        let bits = total.to_bits();
+        // 0 or more, as no total is below 1 but where there is no log-prob: NaN whatever this is.
+        let exponent = bits.wrapping_sub(ROOT_OF_HALF) >> 52;
+        let m = f64::from_bits(bits.wrapping_sub(exponent << 52));
+        let s = (m - 1.0) / (m + 1.0);
+        let square = s * s;
+        let fourth = square * square;
+        // By pairs of terms, which is a chain of half the length.
+        let series = (2.0 / 9.0 + 2.0 / 11.0 * square) + 2.0 / 13.0 * fourth;
+        let series = (2.0 / 5.0 + 2.0 / 7.0 * square) + series * fourth;
+        let series = (2.0 + 2.0 / 3.0 * square) + series * fourth;
+        let exponent = f64::from_bits(ONES.to_bits() | exponent) - ONES;
+        let ln = exponent * std::f64::consts::LN_2 + s * series;
+        lns[lane] = if total.is_nan() { total } else { ln };
+    }
+    lns
 }
 
-/// Scores and entropies (−Σ p log p in nats, where asked for) of a group of rows.
-type Group = ([RowScore; LANES], [f32; LANES]);
+/// What one read of a group of rows finds of each, as in [`RowScore`], and its entropy, −Σ p log p in nats, where asked for.
+struct Group {
+    max: [f32; LANES],
+    log_prob: [f32; LANES],
+    total: [f64; LANES],
+    entropy: [f32; LANES],
+}
+
+impl Group {
+    #[inline(always)]
+    fn score(&self, row: usize) -> RowScore {
+        RowScore { max: self.max[row], log_prob: self.log_prob[row], total: self.total[row] }
+    }
+}
 
 /// Up to 16 rows, one for each token; those whose weight is 0 are left out, where there are weights.
 #[inline(always)]
@@ -105,32 +129,29 @@ unsafe fn score_rows<S: Simd, T: Logit, const ENTROPY: bool>(
     let mut kept = [false; LANES];
     (0..tokens.len()).for_each(|at| kept[at] = weights.is_none_or(|weights| weights[at] != 0.0));
     let kept = &kept[..tokens.len()];
-    let row = |at: usize| &logits[at * softmax.stride..][..softmax.vocab];
     // SAFETY: the caller's.
     let (max, total, product) = unsafe {
         let exponents = Exponents::<S>::new(softmax);
         if softmax.vocab < LANES {
-            short::normalise::<S, T, ENTROPY>(logits, softmax, exponents, kept)
+            short::normalise::<S, T, ENTROPY>(logits, softmax, exponents, kept.len())
         } else {
             row::normalise::<S, T, ENTROPY>(logits, softmax, exponents, kept)
         }
     };
-    let (scale, mut scores) =
-        (f64::from(softmax.scale), [RowScore { log_prob: f32::NAN, ..RowScore::default() }; LANES]);
-    let (log_total, mut entropies) = (total.map(ln), [0.0; LANES]);
-    for at in 0..kept.len() {
-        if kept[at] {
-            let (max, total, log_total) = (max[at], total[at], log_total[at]);
-            let logit = softmax.logit(row(at), tokens[at]);
-            // NaN where all is −∞, as −∞ less −∞ is.
-            let log_prob = (f64::from(logit) - f64::from(max)) * scale - log_total;
-            scores[at] = RowScore { max, log_prob: log_prob as f32, total };
-            if ENTROPY {
-                entropies[at] = (log_total - scale * product[at] / total).max(0.0) as f32;
-            }
+    let mut own = [f32::NAN; LANES];
+    for at in (0..kept.len()).filter(|&at| kept[at]) {
+        own[at] = softmax.logit(&logits[at * softmax.stride..][..softmax.vocab], tokens[at]);
+    }
+    let (scale, log_total) = (f64::from(softmax.scale), ln(&total));
+    let (mut log_prob, mut entropy) = ([0.0; LANES], [0.0; LANES]);
+    for at in 0..LANES {
+        // NaN where all is −∞, as −∞ less −∞ is.
+        log_prob[at] = ((f64::from(own[at]) - f64::from(max[at])) * scale - log_total[at]) as f32;
+        if ENTROPY {
+            entropy[at] = (log_total[at] - scale * product[at] / total[at]).max(0.0) as f32;
         }
     }
-    (scores, entropies)
+    Group { max, log_prob, total, entropy }
 }
 
 #[inline(always)]
@@ -160,7 +181,7 @@ dispatch! {
 type Run<'a, T, O> = ((&'a [T], &'a [Token]), &'a mut [O]);
 
 /// Reads all rows, or those whose weight is not 0, and puts what `keep` makes of each row's score and entropy into `out`;
-/// the score of a row that is not read is the default one, its log-prob NaN.
+/// the log-prob of a row that is not read is NaN, and nothing else of it means anything.
 ///
 /// # Errors
 /// The first row at fault, by weight, token or logits.
@@ -185,17 +206,17 @@ pub(crate) fn score<T: Logit, O: Send>(
             let first = at * run + group * LANES;
             let weights = weights.map(|weights| &weights[first..][..tokens.len()]);
             let logits = &logits[group * LANES * softmax.stride..];
-            let (scores, entropies) = score_group(isa, logits, &softmax, tokens, weights, entropy);
+            let found = score_group(isa, logits, &softmax, tokens, weights, entropy);
             for row in 0..tokens.len() {
-                out[row] = keep(scores[row], entropies[row]);
-                let bad = match weights {
-                    Some(weights) if weights[row] == 0.0 => false,
-                    Some(weights) => !(weights[row] * softmax.scale).is_finite() || scores[row].log_prob.is_nan(),
-                    None => scores[row].log_prob.is_nan(),
-                };
-                if bad {
-                    fault = fault.min(first + row);
-                }
+                out[row] = keep(found.score(row), found.entropy[row]);
+            }
+            let bad = |row: &usize| match weights {
+                Some(weights) if weights[*row] == 0.0 => false,
+                Some(weights) => !(weights[*row] * softmax.scale).is_finite() || found.log_prob[*row].is_nan(),
+                None => found.log_prob[*row].is_nan(),
+            };
+            if let Some(row) = (0..tokens.len()).find(bad) {
+                fault = fault.min(first + row);
             }
         }
         fault
@@ -235,13 +256,13 @@ unsafe fn descend<S: Simd, T: Logit>(
     scores: &[RowScore],
 ) {
     let (mut kept, rows) = ([false; LANES], tokens.len());
-    let (mut own, mut max, mut by) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
+    let (mut own, mut max, mut total, mut weight) = ([0.0; LANES], [0.0; LANES], [1.0; LANES], [0.0; LANES]);
     for at in 0..rows {
         kept[at] = weights[at] != 0.0;
         let row = &mut logits[at * softmax.stride..][..softmax.vocab];
         if kept[at] {
-            (own[at], max[at]) = (softmax.logit(row, tokens[at]), scores[at].max);
-            by[at] = (-f64::from(weights[at]) * f64::from(softmax.scale) / scores[at].total) as f32;
+            (own[at], max[at], total[at]) = (softmax.logit(row, tokens[at]), scores[at].max, scores[at].total);
+            weight[at] = f64::from(weights[at]) * f64::from(softmax.scale);
         } else {
             row.fill(T::default());
         }
@@ -252,6 +273,12 @@ unsafe fn descend<S: Simd, T: Logit>(
         // The token's own exponential, by the very operations that are in the total.
         let d = S::load(own.as_ptr()).sub(S::load(max.as_ptr()));
         own = exponents.times(d, S::splat(1.0)).lanes();
+        let (mut by, mut of_token) = ([0.0; LANES], [0.0; LANES]);
+        for at in 0..LANES {
+            by[at] = (-weight[at] / total[at]) as f32;
+            // 1 − p without cancellation where p is near 1: the largest logit's exponential is exactly 1.
+            of_token[at] = (weight[at] * ((total[at] - f64::from(own[at])) / total[at])) as f32;
+        }
         if softmax.vocab < LANES {
             short::scale::<S, T>(logits, softmax, exponents, &kept[..rows], &max, &by);
         } else {
@@ -260,12 +287,9 @@ unsafe fn descend<S: Simd, T: Logit>(
                 row::scale::<S, T>(row, softmax.mask, exponents, max[at], by[at]);
             }
         }
-    }
-    for at in (0..rows).filter(|&at| kept[at]) {
-        // 1 − p without cancellation where p is near 1: the largest logit's exponential is exactly 1.
-        let rest = (scores[at].total - f64::from(own[at])) / scores[at].total;
-        let value = f64::from(weights[at]) * f64::from(softmax.scale) * rest;
-        logits[at * softmax.stride + tokens[at] as usize] = T::from_f32(value as f32);
+        for at in (0..rows).filter(|&at| kept[at]) {
+            logits[at * softmax.stride + tokens[at] as usize] = T::from_f32(of_token[at]);
+        }
     }
 }
 dispatch! {
@@ -314,14 +338,17 @@ mod tests {
         tokens: &[Token],
         weights: &[f32],
     ) -> (Vec<u64>, Vec<u32>) {
-        let (scores, entropies) = score_group(isa, logits, softmax, tokens, Some(weights), true);
-        let (plain, _) = score_group(isa, logits, softmax, tokens, Some(weights), false);
+        let found = score_group(isa, logits, softmax, tokens, Some(weights), true);
+        let plain = score_group(isa, logits, softmax, tokens, Some(weights), false);
+        let scores = |group: &Group| (0..tokens.len()).map(|row| group.score(row)).collect::<Vec<_>>();
         let bits =
             |score: &RowScore| [score.max.to_bits().into(), score.log_prob.to_bits().into(), score.total.to_bits()];
+        let (scores, plain) = (scores(&found), scores(&plain));
         assert!(scores.iter().flat_map(bits).eq(plain.iter().flat_map(bits)), "{isa:?}: the same with entropies");
         let mut gradient = logits.to_vec();
-        descend_group(isa, &mut gradient, softmax, tokens, weights, &scores[..tokens.len()]);
-        let found = scores.iter().flat_map(bits).chain(entropies.map(|entropy| entropy.to_bits().into()));
+        descend_group(isa, &mut gradient, softmax, tokens, weights, &scores);
+        let entropies = found.entropy[..tokens.len()].iter().map(|entropy| entropy.to_bits().into());
+        let found = scores.iter().flat_map(bits).chain(entropies);
         (found.collect(), gradient.iter().map(|x| x.to_f32().to_bits()).collect())
     }
 
@@ -347,6 +374,7 @@ mod tests {
     fn logarithms_of_totals() {
         let near = (0..52).map(|bit| 1.0 + 2f64.powi(-bit));
         let spread = (0..100_000).map(|i| (f64::from(i) * 3e-4).exp());
+        let ln = |total| ln(&[total; LANES])[LANES - 1];
         for total in near.chain(spread).chain([1.0, std::f64::consts::SQRT_2, 262_144.0, f64::from(u32::MAX)]) {
             assert!((ln(total) - total.ln()).abs() <= 2e-12 * total.ln(), "{total}: {}", ln(total));
         }

@@ -87,29 +87,24 @@ pub(super) unsafe fn normalise<S: Simd, T: Logit, const ENTROPY: bool>(
         }
         return (max, total, product);
     }
-    // Rows of one block go through each step together, so that none waits for another's chain of operations.
-    let mut sums = [[[0.0; LANES]; 2]; LANES];
-    for at in rows() {
-        // SAFETY of all three: the caller's.
-        max[at] = unsafe { highest::<S, T>(row(at), 0, softmax.vocab, softmax.mask).max_lane() };
-    }
-    for at in rows() {
-        unsafe {
-            let shift = S::splat(shift(max[at]));
-            let found = block::<S, T, ENTROPY>(row(at), 0, softmax.vocab, softmax.mask, exponents, shift);
-            found[0].store(sums[at][0].as_mut_ptr());
-            if ENTROPY {
-                found[1].store(sums[at][1].as_mut_ptr());
-            }
+    // Rows of one block go through each step together, so that none waits for another's chain of operations, and their
+    // lanes are folded sixteen rows at once.
+    // SAFETY: the caller's.
+    unsafe {
+        let mut found = [S::splat(f32::NEG_INFINITY); LANES];
+        for at in rows() {
+            found[at] = highest::<S, T>(row(at), 0, softmax.vocab, softmax.mask);
         }
-    }
-    for at in rows() {
-        unsafe {
-            let none = S::wide(&[0.0; LANES]);
-            total[at] = S::wide_sum(S::load(sums[at][0].as_ptr()).add_wide(none));
-            if ENTROPY {
-                product[at] = S::wide_sum(S::load(sums[at][1].as_ptr()).add_wide(none));
-            }
+        max = S::max_of_rows(&found).lanes();
+        let (mut exps, mut products) = ([S::splat(0.0); LANES], [S::splat(0.0); LANES]);
+        for at in rows() {
+            let shift = S::splat(shift(max[at]));
+            [exps[at], products[at]] =
+                block::<S, T, ENTROPY>(row(at), 0, softmax.vocab, softmax.mask, exponents, shift);
+        }
+        total = S::wide_lanes(S::sums_of_rows(&exps));
+        if ENTROPY {
+            product = S::wide_lanes(S::sums_of_rows(&products));
         }
     }
     (max, total, product)

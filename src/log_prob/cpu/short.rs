@@ -7,13 +7,17 @@ use crate::backend::simd::{LANES, Simd};
 /// `columns[t][r]` is logit t of row r.
 type Columns<T> = [[T; LANES]; LANES];
 
-/// The logits of the rows that `kept` names, 0 in place of others.
+/// The logits of up to 16 rows. A lane without a row repeats the last: what it finds is not used.
 #[inline(always)]
-fn transposed<T: Logit>(logits: &[T], softmax: &Softmax<'_>, kept: &[bool]) -> Columns<T> {
+fn transposed<T: Logit>(logits: &[T], softmax: &Softmax<'_>, rows: usize) -> Columns<T> {
+    let mut starts = [0; LANES];
+    for lane in 0..LANES {
+        starts[lane] = lane.min(rows - 1) * softmax.stride;
+    }
     let mut columns = [[T::default(); LANES]; LANES];
-    for (lane, _) in kept.iter().enumerate().filter(|&(_, &kept)| kept) {
-        for (column, &logit) in columns.iter_mut().zip(&logits[lane * softmax.stride..][..softmax.vocab]) {
-            column[lane] = logit;
+    for token in 0..softmax.vocab {
+        for lane in 0..LANES {
+            columns[token][lane] = logits[starts[lane] + token];
         }
     }
     columns
@@ -25,9 +29,9 @@ pub(super) unsafe fn normalise<S: Simd, T: Logit, const ENTROPY: bool>(
     logits: &[T],
     softmax: &Softmax<'_>,
     exponents: Exponents<S>,
-    kept: &[bool],
+    rows: usize,
 ) -> ([f32; LANES], [f64; LANES], [f64; LANES]) {
-    let columns = transposed(logits, softmax, kept);
+    let columns = transposed(logits, softmax, rows);
     // SAFETY: the caller's, and columns have 16 values.
     unsafe {
         let mut max = S::splat(f32::NEG_INFINITY);
@@ -58,7 +62,7 @@ pub(super) unsafe fn scale<S: Simd, T: Logit>(
     max: &[f32; LANES],
     by: &[f32; LANES],
 ) {
-    let mut columns = transposed(logits, softmax, kept);
+    let mut columns = transposed(logits, softmax, kept.len());
     for token in 0..softmax.vocab {
         let column = columns[token].as_mut_ptr();
         // SAFETY: the caller's, and columns have 16 values.
@@ -67,7 +71,7 @@ pub(super) unsafe fn scale<S: Simd, T: Logit>(
             T::store(exponents.times(x.sub(S::load(max.as_ptr())), S::load(by.as_ptr())), column);
         }
     }
-    for (lane, _) in kept.iter().enumerate().filter(|&(_, &kept)| kept) {
+    for lane in (0..kept.len()).filter(|&lane| kept[lane]) {
         for (column, logit) in columns.iter().zip(&mut logits[lane * softmax.stride..][..softmax.vocab]) {
             *logit = column[lane];
         }

@@ -1,0 +1,76 @@
+//! Rows of logits, the two passes over them, and what bounds both: the rates at which the machine reads and rewrites memory.
+
+use ebm_dpg::Result;
+use ebm_dpg::backend::Backend;
+use ebm_dpg::gradient::{GradientKernel, gradient};
+use ebm_dpg::log_prob::{LogProbKernel, Logit, log_prob};
+use ebm_dpg::rng::{Draw, Purpose};
+use rayon::prelude::*;
+
+/// What one shape's passes work in.
+pub struct Rows<B: Backend, T: Logit> {
+    vocab: usize,
+    count: usize,
+    logits: B::Buffer<T>,
+    tokens: B::Buffer<u32>,
+    weights: B::Buffer<f32>,
+    log_probs: B::Buffer<f32>,
+}
+
+impl<B: Backend + LogProbKernel + GradientKernel, T: Logit> Rows<B, T> {
+    /// Logits in [−4, 4) that repeat after a million, as making them all would take longer than the bench.
+    pub fn new(backend: &B, count: usize, vocab: usize, narrow: impl Fn(f32) -> T) -> Result<Self> {
+        let draw = Draw::new(0, Purpose::Data);
+        let some: Vec<T> = (0..1_000_003).map(|i| narrow(8.0 * draw.uniform(i, 0) - 4.0)).collect();
+        let host: Vec<T> = some.iter().copied().cycle().take(count * vocab).collect();
+        let mut rows = Rows {
+            vocab,
+            count,
+            logits: backend.zeros(host.len(), "logits")?,
+            tokens: backend.zeros(count, "tokens")?,
+            weights: backend.zeros(count, "weights")?,
+            log_probs: backend.zeros(count, "log-probs")?,
+        };
+        backend.upload(&host, &mut rows.logits)?;
+        let tokens: Vec<u32> = (0..count).map(|row| (row * 7919 % vocab) as u32).collect();
+        backend.upload(&tokens, &mut rows.tokens)?;
+        // So small that the repeated passes leave logits of the same size, only fewer of them far from 0.
+        backend.upload(&vec![1e-3; count], &mut rows.weights)?;
+        Ok(rows)
+    }
+
+    pub fn forward(&mut self, backend: &B) {
+        let (logits, tokens) = (B::view(&self.logits, self.count * self.vocab), B::view(&self.tokens, self.count));
+        log_prob(backend, self.vocab, logits, tokens, B::view_mut(&mut self.log_probs, self.count)).expect("a pass");
+        self.wait(backend);
+    }
+
+    pub fn gradient(&mut self, backend: &B) {
+        let (tokens, weights) = (B::view(&self.tokens, self.count), B::view(&self.weights, self.count));
+        let logits = B::view_mut(&mut self.logits, self.count * self.vocab);
+        let log_probs = B::view_mut(&mut self.log_probs, self.count);
+        gradient(backend, self.vocab, tokens, weights, logits, log_probs).expect("a pass");
+        self.wait(backend);
+    }
+
+    /// Waits for the device, and sees that the first row has a log-prob.
+    fn wait(&self, backend: &B) {
+        let mut first = [f32::NAN];
+        backend.download(&self.log_probs, &mut first).expect("waited for");
+        assert!(first[0] < 0.0, "log-prob {}", first[0]);
+    }
+}
+
+/// Words of a task of the thread pool.
+const RUN: usize = 1 << 14;
+
+/// Reads all words.
+pub fn read(words: &[u64]) {
+    let sum = |words: &[u64]| words.iter().fold(0, |sum: u64, &word| sum.wrapping_add(word));
+    std::hint::black_box(words.par_chunks(RUN).map(sum).reduce(|| 0, u64::wrapping_add));
+}
+
+/// Reads and writes all words.
+pub fn rewrite(words: &mut [u64]) {
+    words.par_chunks_mut(RUN).for_each(|words| words.iter_mut().for_each(|word| *word ^= 1));
+}
