@@ -273,7 +273,8 @@ fn about_requirements(error: Error) -> Error {
 
 /// What a user who cuts weights has to know.
 fn bias_of_clipping(options: &TuneOptions, tuned: &Tuned) -> Option<String> {
-    let clipped = tuned.history.last()?.clipped;
+    // NaN where there was no weight to cut.
+    let clipped = tuned.history.iter().rev().map(|record| record.clipped).find(|clipped| !clipped.is_nan())?;
     (options.clip_weights < f64::INFINITY).then(|| {
         format!("weights were cut: what π was trained towards is up to {clipped:.4} from p in total variation")
     })
