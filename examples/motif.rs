@@ -73,7 +73,7 @@ impl Experiment for Motif {
         seconds.total = started.elapsed().as_secs_f64();
         let report = Report { seconds, ..report };
         report.write(&mut output)?;
-        page::write(&report, &names, &["base.svg", "tuning.svg"], &mut output)?;
+        page::write(&report, &names, &mut output)?;
         support::print(&report.table(&names, &output))
     }
 }

@@ -88,7 +88,7 @@ impl Experiment for Text {
         let seconds = Seconds { base: seconds, fit: run.fit.seconds, tune: tuning, total };
         let report = Report { seconds, ..report };
         report.write(&mut output)?;
-        page::write(&report, features.names(), &["base.svg", "tuning.svg"], &mut output)?;
+        page::write(&report, features.names(), &mut output)?;
         support::print(&format!("{}{}", run.samples()?, report.table(features.names(), &output)))
     }
 }
@@ -133,7 +133,10 @@ impl Corpus {
         };
         let lines = Lines::from_bytes(&bytes, Unit::Characters, None, Some(common.length + 1)).map_err(about_file)?;
         common.check_memory(lines.batch.space.vocab as usize, rows)?;
-        Corpus::split(lines, format!("{:016x}", digest(0, &bytes)), options).map_err(about_file)
+        // The beginnings are of a file of their own.
+        let contexts = options.contexts.as_deref().map(|path| contexts(path, &lines)).transpose()?;
+        let corpus = Corpus::split(lines, format!("{:016x}", digest(0, &bytes)), options).map_err(about_file)?;
+        Ok(Corpus { contexts, ..corpus })
     }
 
     /// Splits the lines by the seed.
@@ -162,8 +165,13 @@ impl Corpus {
             validation: take(&order[test..test + validation])?,
             train: take(&order[test + validation..][..train])?,
         };
-        let contexts = options.contexts.as_deref().map(|path| contexts(path, &lines)).transpose()?;
-        Ok(Corpus { fingerprint, lines: splits, contexts, warnings: warnings(&lines, options), vocab: lines.vocab })
+        Ok(Corpus {
+            fingerprint,
+            lines: splits,
+            contexts: None,
+            warnings: warnings(&lines, options),
+            vocab: lines.vocab,
+        })
     }
 
     /// One feature a wanted moment.

@@ -87,6 +87,7 @@ fn motifs_and_flags() {
 fn options_and_values_that_do_not_exist() {
     let cases: &[&[&str]] = &[
         &["--bogus"],
+        &["--features", "0000000"],
         &["--bogus=3"],
         &["-x"],
         &["stray"],
@@ -276,6 +277,8 @@ fn config_files_name_the_line_that_is_wrong() {
         ("seed = \n", "line 1", "expected TOML"),
         ("method = \"ppo\"\n", "line 1", "expected one of"),
         ("seed = 1979-05-27\n", "line 1", "got a date"),
+        ("seed = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF\n", "line 1", "at most 127 bits"),
+        ("dry-run = 1\n", "line 1", "--dry-run: expected no value, got 1"),
     ];
     for (text, line, reason) in cases {
         let said = refused_config("motif", text, &[], 2);
@@ -283,6 +286,8 @@ fn config_files_name_the_line_that_is_wrong() {
     }
     let said = refused_config("text", "want = [\"ing=.5\", \"ing\"]\n", &[], 2);
     assert!(said.contains("line 1: --want: expected PATTERN=MOMENT"), "{said}");
+    let said = refused_config("text", "want = []\n", &[], 2);
+    assert!(said.contains("line 1: expected one value or more, got an empty array"), "{said}");
     let none = refused("motif", &["--config", "no-such.toml"], 2);
     assert!(none.contains("no-such.toml") && none.contains("can be read"), "{none}");
 }
@@ -311,6 +316,69 @@ fn a_config_file_says_what_the_command_line_would_and_the_command_line_beats_it(
     let records = std::fs::read_to_string(room.path().join("a/tuning.jsonl")).expect("records");
     assert!(records.lines().count() > 0 && records.lines().all(|line| line.starts_with("{\"seconds\":")));
     assert_eq!(files("a"), files("b"));
+}
+
+#[test]
+fn a_config_file_may_hold_switches_other_bases_of_numbers_and_the_file_of_lines() {
+    let room = tempfile::tempdir().expect("a temporary directory");
+    let (file, lines, out) = (room.path().join("run.toml"), room.path().join("lines"), room.path().join("out"));
+    fs::write(&lines, "sing\nring\nrest\nreel\n".repeat(20)).expect("a file");
+    let dry = |name: &str, text: &str, words: &[&str]| {
+        fs::write(&file, text).expect("a file");
+        let output = run(name, &[&["--config", file.to_str().expect("UTF-8")], words].concat(), &out);
+        assert!(output.status.success(), "{text:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    dry("motif", "dry-run = true\nresume = false\nhidden = 0x4\nbatch = 0b100\nlength = 3_0\n", &[]);
+    assert!(!out.exists());
+    // The command line's file beats that of the config.
+    let words = ["--dry-run", "--hidden", "4", lines.to_str().expect("UTF-8")];
+    dry("text", "file = \"no-such-file\"\n", &words);
+}
+
+#[test]
+fn two_runs_do_not_share_a_directory_and_the_next_takes_nothing_from_the_last() {
+    let room = tempfile::tempdir().expect("a temporary directory");
+    let (first, other) = (room.path().join("first"), room.path().join("other"));
+    finished("motif", &tiny_motif(), &first);
+    finished("motif", &tiny("--data-size 60 --motif 110"), &other);
+    let held = fs::File::open(&first).expect("a directory");
+    held.try_lock().expect("nobody else's");
+    let before = results(&first);
+    let refused = run("motif", &tiny_motif().iter().map(String::as_str).collect::<Vec<_>>(), &first);
+    let line = String::from_utf8_lossy(&refused.stderr).to_string();
+    assert!(refused.status.code() == Some(1) && line.contains("expected a directory of no other run"), "{line}");
+    assert_eq!(results(&first), before);
+    drop(held);
+    // A run with a base of its own has no curve of training, whatever lay there.
+    let base = other.join("base.safetensors").display().to_string();
+    finished("motif", &tiny(&format!("--data-size 60 --motif 110 --base {base}")), &first);
+    assert!(!first.join("base.svg").exists());
+    let page = fs::read_to_string(first.join("report.html")).expect("a page");
+    assert!(page.contains("Tuning the policy") && !page.contains("Training the base"));
+}
+
+#[test]
+fn alarms_and_the_bias_of_clipping_are_in_the_report() {
+    let room = tempfile::tempdir().expect("a temporary directory");
+    let out = room.path().join("out");
+    finished("motif", &tiny("--data-size 50 --motif 101 --clip-weights 0.5 --learning-rate 100"), &out);
+    let (report, _, _) = results(&out);
+    assert!(report.contains("weights were cut: what π was trained towards is up to 0."), "{report}");
+    assert!(report.contains("KL(p‖π) has risen to"), "{report}");
+    // On-policy draws that have no weight at the last evaluation leave nothing to cut there.
+    let few = "--data-size 50 --length 9 --motif 101101 --method dpg-on --clip-weights 3 --init base --learning-rate 0.0001";
+    let words: Vec<String> = tiny("").into_iter().filter(|word| word != "--length" && word != "6").collect();
+    finished("motif", &words.into_iter().chain(few.split(' ').map(String::from)).collect::<Vec<_>>(), &out);
+    assert!(!results(&out).0.contains("NaN"));
+}
+
+#[test]
+fn objectives_without_requirements_say_what_makes_none() {
+    let room = tempfile::tempdir().expect("a temporary directory");
+    let words = tiny("--data-size 50 --motif 101 --method sub-balance");
+    let refused = run("motif", &words.iter().map(String::as_str).collect::<Vec<_>>(), &room.path().join("out"));
+    let told = String::from_utf8_lossy(&refused.stderr).to_string();
+    assert!(refused.status.code() == Some(1) && told.contains("(--fit sgd makes none"), "{told}");
 }
 
 #[test]
@@ -467,6 +535,9 @@ fn beginnings_are_continued_and_reported() {
     fs::write(&beginnings, "re\ns\n").expect("a file");
     let file = beginnings.display();
     let words = tiny(&format!("--want ing=.5 --contexts {file} {}", lines.display()));
+    let missing = room.path().join("missing").display().to_string();
+    let line = refused("text", &[lines.to_str().expect("UTF-8"), "--contexts", &missing, "--want", "ing=.5"], 1);
+    assert!(line.starts_with(&format!("error: {missing}: expected a file that can be read")), "{line}");
     finished("text", &words, &out);
     let report: serde_json::Value =
         serde_json::from_slice(&fs::read(out.join("report.json")).expect("a report")).expect("JSON");

@@ -311,6 +311,29 @@ fn policy_without_support_is_infinitely_far() {
     assert!(weights.tv_to(&log_pi).unwrap().value.is_finite());
 }
 
+/// q draws hardly any of what π does, but p has P > 0 there: the rows show nothing of π, and it must not pass for half way.
+#[test]
+fn a_policy_where_the_proposal_hardly_draws_is_far_and_said_to_be() {
+    let rows = 2_000;
+    let (log_p, log_q, log_pi) = (vec![-1.0; rows], vec![-2.0; rows], vec![-40.0; rows]);
+    let weights = ImportanceWeights::new(&log_p, &log_q).unwrap();
+    let (kl, tv) = (weights.kl_to(&log_pi).unwrap(), weights.tv_to(&log_pi).unwrap());
+    assert!((tv.value - 1.0).abs() < 1e-9 && (kl.value - 38.0).abs() < 1e-9, "{kl:?} {tv:?}");
+    assert!(weights.reach(&log_pi).unwrap().value < 1e-9);
+    assert!(weights.warning_of(&log_pi).unwrap().is_some_and(|warning| warning.contains("hardly draws")));
+    // One row of π's, which q was lucky to draw: the sum over q's rows is 1, and no TV is above 1.
+    let mut lucky = log_pi.clone();
+    lucky[0] = -2.0 + (rows as f64).ln();
+    let tv = weights.tv_to(&lucky).unwrap();
+    assert!((tv.value - (1.0 - 1.0 / rows as f64)).abs() < 1e-9, "{tv:?}");
+    let mut many = log_pi;
+    many[0] = -2.0 + (6.0 * rows as f64).ln();
+    assert!(weights.tv_to(&many).unwrap().value <= 1.0 && weights.kl_to(&many).unwrap().value < 38.0);
+    // What q draws all of is shown whole.
+    assert!(weights.warning_of(&log_q).unwrap().is_none());
+    assert_eq!(weights.reach(&log_q).unwrap(), Estimate::exact(1.0));
+}
+
 #[test]
 fn equal_distributions_are_at_distance_zero() {
     let log_q: Vec<f64> = (0..500).map(|row| -1.0 - 0.01 * f64::from(row)).collect();

@@ -289,6 +289,44 @@ fn the_papers_schedule_stays_finite_and_takes_longer() {
     }
 }
 
+/// A motif that r has in a thousandth and the data always: without constraints the guide must not hide the other value.
+#[test]
+fn the_papers_schedule_keeps_a_rare_motif_with_the_guide() {
+    let space = Space::new(2, 31).unwrap();
+    let noise = Markov::noise(space, 30).unwrap();
+    let set = FeatureSet::from_flags(space, &bits("10001011111000"), "1001111", None).unwrap();
+    let motif = FeatureSet::new(space).with("motif", Feature::Contains(bits("10001011111000"))).unwrap();
+    let mut batch = Batch::with_capacity(&Cpu, space, 500).unwrap();
+    exact(&noise, &motif, &[Role::Require(1.0)])
+        .sample(Draw::new(3, Purpose::Data), &mut batch, &mut [0.0; 500])
+        .unwrap();
+    let data = Targets::from_data(&phi_of(&set, &batch), set.len()).unwrap();
+    let sgd = options(|o| {
+        (o.moments, o.solver, o.samples) = (Moments::Guided, Solver::Sgd(SgdOptions::default()), 10_000);
+    });
+    let fit = fit(&Cpu, &mut noise.clone(), &set, &data, &sgd, DRAW).unwrap();
+    assert!(matches!(fit.roles[0], Role::Tilt(lambda) if (7.0..15.0).contains(&lambda)), "{:?}", fit.roles);
+    let p = exact(&noise, &set, &fit.roles);
+    assert!(p.moments()[0] > 0.9, "{:?} of {:?}", p.moments(), fit.roles);
+    assert!((fit.log_z.value - p.log_z()).abs() <= 4.0 * fit.log_z.standard_error, "{:?} {}", fit.log_z, p.log_z());
+}
+
+/// One row of 4,000 lacks the feature: of 200 draws guided towards that probably none, which is no reason to leave it out.
+#[test]
+fn what_only_the_guide_makes_constant_keeps_its_coefficient() {
+    let space = Space::new(2, 11).unwrap();
+    let noise = Markov::noise(space, 10).unwrap();
+    let set = FeatureSet::new(space).with("first", Feature::StartsWith(bits("1"))).unwrap();
+    let mut phi = vec![1.0; 4_000];
+    phi[0] = 0.0;
+    let data = Targets::from_data(&phi, 1).unwrap();
+    let few = options(|o| (o.moments, o.samples) = (Moments::Guided, 200));
+    let fit = fit(&Cpu, &mut noise.clone(), &set, &data, &few, DRAW).unwrap();
+    let p = exact(&noise, &set, &fit.roles);
+    assert!((p.moments()[0] - 0.99975).abs() < 1e-3, "{:?} of {:?}, {:?}", p.moments(), fit.roles, fit.warnings);
+    assert!(fit.warnings.iter().any(|warning| warning.contains("'first'") && warning.contains("one value only")));
+}
+
 #[test]
 fn fit_does_not_depend_on_threads_or_batches() {
     let features = features(space_of(&chain()));

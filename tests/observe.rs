@@ -53,7 +53,8 @@ fn event_files_hold_a_version_and_an_event_a_record() {
     assert_eq!(events.len(), 3);
     let holds = |event: &[u8], text: &str| event.windows(text.len()).any(|part| part == text.as_bytes());
     assert!(holds(events[0], "brain.Event:2"));
-    assert!(["loss", "kl/policy", "ess", "log_z", "swaps", "moments/motif"].iter().all(|tag| holds(events[1], tag)));
+    let tags = ["loss", "kl/policy", "ess", "log_z", "log_z_error", "clipped", "swaps", "moments/motif"];
+    assert!(tags.iter().all(|tag| holds(events[1], tag)));
     assert!(!holds(events[1], "kl/proposal") && !holds(events[2], "kl/policy") && !holds(events[2], "loss"));
     // Step 300 is the varint ac 02 after the tag of field 2.
     assert!(events[1].windows(3).any(|part| part == [16, 0xac, 2]));
@@ -147,6 +148,21 @@ fn each_alarm_is_raised_once_and_says_when() {
     assert!(raised(Record { kl: infinite, ..record(5) })[0].contains("no longer draws"));
     assert!(raised(Record { loss: f64::INFINITY, ..record(6) })[0].contains("π = 0"));
     assert!(raised(Record { moments: vec![Estimate::exact(f64::NAN)], ..record(7) })[0].contains("not a number"));
+    // Half of p's mass is left where noise does not explain it, against all draws or an earlier judgement.
+    let now = |value| Some(Estimate { value, standard_error: 0.1 });
+    assert!(raised(Record { log_z_now: now(-0.3), log_z_error: 0.05, ..record(8) }).is_empty());
+    let lost = raised(Record { log_z_now: now(-0.7), log_z_error: 0.05, ..record(9) });
+    assert!(lost.len() == 1 && lost[0].contains("after 9 draws: q shows 5.0e-1 of the mass"), "{lost:?}");
+    let mut later = Alarms::new();
+    later.record(0.0, &Record { log_z_now: now(0.0), ..record(1) }).unwrap();
+    later.record(0.0, &Record { log_z_now: now(-0.7), log_z: -0.7, ..record(2) }).unwrap();
+    assert!(later.take()[0].contains("after 2 draws: q shows 5.0e-1 of the mass"));
+    // From .25 to .6 by much more than .01, and further than twice; from .25 to .4 is no alarm.
+    let kl = |value| Some(Estimate { value, standard_error: 0.01 });
+    assert!(raised(Record { kl: kl(0.4), ..record(10) }).is_empty());
+    assert!(raised(Record { kl: Some(Estimate { value: 0.6, standard_error: 0.2 }), ..record(11) }).is_empty());
+    let away = raised(Record { kl: kl(0.6), ..record(12) });
+    assert!(away[0].contains("has risen to 0.600 from 0.250 after 2"), "{away:?}");
     // No update yet: the loss is NaN, and that is no alarm.
     assert!(raised(Record { loss: f64::NAN, updates: 0, ..record(8) }).is_empty());
 }

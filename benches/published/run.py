@@ -4,10 +4,11 @@ Each row is one run of the `motif` example in a folder of its own; a row whose r
 that the table can be made in pieces. The base r of a data size and seed is trained once and shared by its rows.
 
     python3 benches/published/run.py RESULTS [--workers 2] [--sizes 500 5000] [--seeds 1 2 3] [--only dpg-guided ...]
-    python3 benches/published/run.py RESULTS --objectives [--sizes 500 5000] [--only js ...]
+    python3 benches/published/run.py RESULTS --objectives [--sizes 500 5000] [--only js ...] [--rate 0.001]
 
 `--objectives`: every objective side by side at hidden 64, all from the base's parameters and towards the same P_lambda of
-finite coefficients, as some objectives cannot have a requirement. `benches/published/table.py RESULTS` draws either table.
+finite coefficients, as some objectives cannot have a requirement. `--rate`: at another learning rate, in folders named
+METHOD@RATE beside the others. `benches/published/table.py RESULTS` draws either table.
 """
 import argparse
 import itertools
@@ -19,8 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MOTIF = ["--motif", "10001011111000", "--features", "1001111", "--layers", "2"]
-SETTING = [*MOTIF, "--hidden", "200", "--batch", "64", "--learning-rate", "0.003"]
-OBJECTIVES_SETTING = [*MOTIF, "--hidden", "64", "--batch", "128", "--learning-rate", "0.004"]
+SETTING = [*MOTIF, "--hidden", "200", "--batch", "64"]
+OBJECTIVES_SETTING = [*MOTIF, "--hidden", "64", "--batch", "128"]
+RATE, OBJECTIVES_RATE = 0.003, 0.004
 METHODS = {
     "dpg-guided": ["--method", "dpg-off", "--proposal", "guided"],
     "dpg-base": ["--method", "dpg-off", "--proposal", "base"],
@@ -62,14 +64,15 @@ def motif(out, setting, options, threads):
     return done
 
 
-def row(results, size, seed, method, options_of, setting, samples, threads):
-    """One row: the base of (size, seed) first, then the method on it. `true` needs no base."""
-    out = results / f"{size}-{seed}" / method
-    options = ["--data-size", str(size), "--seed", str(seed), "--samples", str(samples),
+def row(results, size, seed, method, options_of, setting, samples, usual_rate, rate):
+    """One row, the method on the base of (size, seed). `true` needs no base."""
+    rate = usual_rate if rate is None else rate
+    out = results / f"{size}-{seed}" / (method if rate == usual_rate else f"{method}@{rate:g}")
+    options = ["--data-size", str(size), "--seed", str(seed), "--samples", str(samples), "--learning-rate", str(rate),
                *options_of[method]]
     if method != "true":
         options += ["--base", str(results / f"{size}-{seed}" / "base" / "base.safetensors")]
-    motif(out, setting, options, threads)
+    motif(out, setting, options, 1)
 
 
 def main():
@@ -80,10 +83,12 @@ def main():
     a.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     a.add_argument("--objectives", action="store_true", help="every objective at hidden 64 instead")
     a.add_argument("--only", nargs="+", choices=[*METHODS, *OBJECTIVES])
+    a.add_argument("--rate", type=float, help="a learning rate other than the setting's")
     a.add_argument("--samples", type=int, default=32_000, help="draws of every row: equal budgets")
     o = a.parse_args()
     results = o.results.resolve()
-    methods, setting = (OBJECTIVES, OBJECTIVES_SETTING) if o.objectives else (METHODS, SETTING)
+    of_objectives, of_methods = (OBJECTIVES, OBJECTIVES_SETTING, OBJECTIVES_RATE), (METHODS, SETTING, RATE)
+    methods, setting, rate = of_objectives if o.objectives else of_methods
     only = o.only or (list(OBJECTIVES) if o.objectives else ["dpg-guided", "dpg-base", "distill"])
     if unknown := [name for name in only if name not in methods]:
         a.error(f"--only: expected of {', '.join(methods)}, got {', '.join(unknown)}")
@@ -93,9 +98,9 @@ def main():
     with ThreadPoolExecutor(o.workers) as pool:
         if only != ["true"]:
             list(pool.map(lambda cell: motif(results / f"{cell[0]}-{cell[1]}" / "base", setting, [
-                "--data-size", str(cell[0]), "--seed", str(cell[1]), *BASE_ONLY], 1), cells))
+                "--data-size", str(cell[0]), "--seed", str(cell[1]), "--learning-rate", str(rate), *BASE_ONLY], 1), cells))
         rows = [(size, seed, method) for method in only for size, seed in cells]
-        list(pool.map(lambda r: row(results, *r, methods, setting, o.samples, 1), rows))
+        list(pool.map(lambda r: row(results, *r, methods, setting, o.samples, rate, o.rate), rows))
 
 
 if __name__ == "__main__":

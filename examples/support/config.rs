@@ -10,7 +10,8 @@
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
-use clap::Command;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, Command};
 use serde_json::Value;
 use toml::de::{DeTable, DeValue};
 
@@ -38,11 +39,23 @@ pub fn expand<E: Options>(words: Vec<OsString>, command: &Command) -> Result<Vec
         let words_of_key = words_of(command, name, value.get_ref()).map_err(bad)?;
         check::<E>(command, name, value.get_ref(), &words_of_key).map_err(bad)?;
         if value_of(&words, name).is_none() {
-            given.extend(words_of_key);
+            given.push((name.to_string(), words_of_key));
         }
     }
+    // A value without a name may be among the words: only the parser knows which of them it is.
+    let beaten = |name: &str| {
+        let positional = |option: &&Arg| option.get_id().as_str() == name && option.is_positional();
+        command.get_arguments().find(positional).is_some_and(|option| has_value(command, &words, option))
+    };
+    let given = given.iter().filter(|(name, _)| !beaten(name)).flat_map(|(_, words)| words);
     // The program's name comes first.
-    Ok(words.iter().take(1).cloned().chain(given).chain(words.iter().skip(1).cloned()).collect())
+    Ok(words.iter().take(1).chain(given).chain(words.iter().skip(1)).cloned().collect())
+}
+
+/// Whether a command line gives a value to an option.
+fn has_value(command: &Command, words: &[OsString], option: &Arg) -> bool {
+    let matches = command.clone().ignore_errors(true).try_get_matches_from(words);
+    matches.is_ok_and(|matches| matches.value_source(option.get_id().as_str()) == Some(ValueSource::CommandLine))
 }
 
 /// What follows `--name` or `--name=` in a command line; empty where it stands alone.
@@ -57,6 +70,9 @@ fn value_of(words: &[OsString], name: &str) -> Option<OsString> {
 /// A key and its value as a command line has them; an array repeats the option.
 fn words_of(command: &Command, name: &str, value: &DeValue<'_>) -> Result<Vec<OsString>, String> {
     let values = match value {
+        DeValue::Array(values) if values.is_empty() => {
+            return Err("expected one value or more, got an empty array".into());
+        }
         DeValue::Array(values) => values.iter().map(|value| plain(value.get_ref())).collect::<Result<_, _>>()?,
         value => vec![plain(value)?],
     };
@@ -66,6 +82,10 @@ fn words_of(command: &Command, name: &str, value: &DeValue<'_>) -> Result<Vec<Os
     if name == "config" {
         return Err("expected an option other than config itself, got config".into());
     }
+    // A switch is there or not.
+    if let (ArgAction::SetTrue, DeValue::Boolean(on)) = (option.get_action(), value) {
+        return Ok(on.then(|| OsString::from(format!("--{name}"))).into_iter().collect());
+    }
     let word = |value: String| if option.is_positional() { value } else { format!("--{name}={value}") };
     Ok(values.into_iter().map(|value| OsString::from(word(value))).collect())
 }
@@ -73,7 +93,10 @@ fn words_of(command: &Command, name: &str, value: &DeValue<'_>) -> Result<Vec<Os
 fn plain(value: &DeValue<'_>) -> Result<String, String> {
     match value {
         DeValue::String(text) => Ok(text.to_string()),
-        DeValue::Integer(number) => Ok(number.to_string()),
+        // In decimal, however it was written.
+        DeValue::Integer(number) => i128::from_str_radix(number.as_str(), number.radix())
+            .map(|number| number.to_string())
+            .map_err(|_| format!("expected a number of at most 127 bits, got {number}")),
         DeValue::Float(number) => Ok(number.to_string()),
         DeValue::Boolean(value) => Ok(value.to_string()),
         other => Err(format!("expected a string, a number or a truth value, got {}", kind(other))),

@@ -213,7 +213,7 @@ pub fn tune_options(common: &Common) -> TuneOptions {
 /// Tunes the policy by [`UPDATES`] a batch of draws; the cache makes each draw serve as often. `validation` judges
 /// the swap by cross-entropy. Returns the seconds, too. tuning.jsonl and an event file for TensorBoard receive every
 /// evaluation as it is made; a run that goes on from a checkpoint cuts both behind the checkpoint's last evaluation, and
-/// counts seconds from there.
+/// counts seconds from there. What alarmed, and what clipping cost, is among the warnings in the end.
 pub fn tune_policy<B: LstmBackend, R: Sampler<B>>(
     backend: &B,
     common: &Common,
@@ -233,13 +233,13 @@ pub fn tune_policy<B: LstmBackend, R: Sampler<B>>(
     };
     let (started, seconds_before) = (Instant::now(), records.seconds());
     let (mut alarms, mut failed) = (Alarms::new(), None);
-    // These have been told of already.
     before.iter().try_for_each(|record| alarms.record(0.0, record))?;
-    alarms.take();
+    // These have been told of already, and belong to the report all the same.
+    let mut alarmed = alarms.take();
     let mut progress = Progress::start("policy π", options.samples as u64, "draws");
     let mut note = String::new();
     let data = TuneData { held_out: validation, extra: None };
-    let tuned = tune::tune_with_checkpoints(backend, target, policy, &options, data, &checkpoints, |now| {
+    let mut tuned = tune::tune_with_checkpoints(backend, target, policy, &options, data, &checkpoints, |now| {
         if let Some(record) = now.record {
             let kl = record.kl.map_or("KL unknown".into(), |kl| format!("KL(p‖π) {:.3}", kl.value));
             note = format!("{kl}, {} swaps", record.swaps);
@@ -248,12 +248,36 @@ pub fn tune_policy<B: LstmBackend, R: Sampler<B>>(
             // A disk that is full is no reason to lose the run: it is told at the end.
             let error = observers.into_iter().find_map(|observer| observer.record(seconds, record).err());
             failed = failed.take().or(error);
-            alarms.take().iter().for_each(|alarm| progress.say(&format!("alarm: {alarm}")));
+            let new = alarms.take();
+            new.iter().for_each(|alarm| progress.say(&format!("alarm: {alarm}")));
+            alarmed.extend(new);
         }
         progress.set(now.samples as u64, &note);
-    })?;
+    })
+    .map_err(about_requirements)?;
     let seconds = progress.finish(&note);
+    tuned.warnings.extend(alarmed);
+    tuned.warnings.extend(bias_of_clipping(&options, &tuned));
     failed.map_or(Ok((tuned, seconds)), Err)
+}
+
+/// What the command line can do where an objective has no requirements.
+fn about_requirements(error: Error) -> Error {
+    match error {
+        Error::Argument { what, expected, got } if what == "objective" => {
+            Error::argument(what, format!("{expected} (--fit sgd makes none of what the data always have)"), got)
+        }
+        error => error,
+    }
+}
+
+/// What a user who cuts weights has to know.
+fn bias_of_clipping(options: &TuneOptions, tuned: &Tuned) -> Option<String> {
+    // NaN where there was no weight to cut.
+    let clipped = tuned.history.iter().rev().map(|record| record.clipped).find(|clipped| !clipped.is_nan())?;
+    (options.clip_weights < f64::INFINITY).then(|| {
+        format!("weights were cut: what π was trained towards is up to {clipped:.4} from p in total variation")
+    })
 }
 
 /// The final judgement: from the guided proposal where there is one, else from π itself.
@@ -376,9 +400,9 @@ pub fn draw_tuning(output: &mut Output, tuned: &Tuned, names: &[String], wanted:
     let line = |name: &str, value: &dyn Fn(&tune::Record) -> f64| {
         Series::new(name, tuned.history.iter().map(|now| (now.samples as f64, value(now))).collect())
     };
-    let kl = |name: &str, value: fn(&tune::Record) -> Option<Estimate>| Series {
-        band: tuned.history.iter().map(|now| value(now).map_or(f64::NAN, |kl| kl.standard_error)).collect(),
-        ..line(name, &|now| value(now).map_or(f64::NAN, |kl| kl.value))
+    let unsure = |name: &str, value: fn(&tune::Record) -> Option<Estimate>| Series {
+        band: tuned.history.iter().map(|now| value(now).map_or(f64::NAN, |found| found.standard_error)).collect(),
+        ..line(name, &|now| value(now).map_or(f64::NAN, |found| found.value))
     };
     let moments = names.iter().enumerate().map(|(i, name)| line(name, &|now| now.moments[i].value)).collect();
     let levels = wanted.iter().enumerate().map(|(i, &y)| Reference { name: String::new(), y, series: Some(i) });
@@ -401,18 +425,25 @@ pub fn draw_tuning(output: &mut Output, tuned: &Tuned, names: &[String], wanted:
                     ..line("mean ± deviation", &|now| now.gradient_norm)
                 }],
             ),
-            panel("KL, nats", true, vec![kl("KL(p‖π)", |now| now.kl), kl("KL(p‖q)", |now| now.kl_proposal)]),
-            panel("TV", true, vec![kl("TV(p, π)", |now| now.tv)]),
+            panel("KL, nats", true, vec![unsure("KL(p‖π)", |now| now.kl), unsure("KL(p‖q)", |now| now.kl_proposal)]),
+            panel("TV", true, vec![unsure("TV(p, π)", |now| now.tv)]),
             panel(
                 "log Ẑ, nats",
                 false,
-                vec![Series {
-                    band: tuned.history.iter().map(|now| now.log_z_error).collect(),
-                    ..line("± standard error", &|now| now.log_z)
-                }],
+                vec![
+                    Series {
+                        band: tuned.history.iter().map(|now| now.log_z_error).collect(),
+                        ..line("all draws", &|now| now.log_z)
+                    },
+                    unsure("draws of q that judge", |now| now.log_z_now),
+                ],
             ),
             Panel { y_range: Some(0.0..1.0), ..panel("ESS of q, share", false, vec![line("ESS/N", &|now| now.ess)]) },
-            panel("swaps", false, vec![line("q ← π", &|now| now.swaps as f64)]),
+            Panel {
+                // A run without swaps has an axis all the same.
+                y_range: Some(0.0..tuned.swaps.max(1) as f64),
+                ..panel("swaps", false, vec![line("q ← π", &|now| now.swaps as f64)])
+            },
             Panel {
                 y_label: "moments of π; wanted: dashed".into(),
                 y_range: Some(0.0..1.0),

@@ -816,7 +816,11 @@ fn motif(text: &str) -> std::result::Result<String, String> {
 fn flags(text: &str) -> std::result::Result<String, String> {
     let digits = text.trim_start_matches(['M', 'v', 's', 'e']);
     let fits = digits.len() == 7 && digits.bytes().all(|b| b == b'0' || b == b'1');
-    if fits { Ok(text.into()) } else { Err(expected("letters of M, v, s, e, then seven digits 0 or 1", text)) }
+    if fits && text != "0000000" {
+        Ok(text.into())
+    } else {
+        Err(expected("letters of M, v, s, e, then seven digits 0 or 1, not all of them 0", text))
+    }
 }
 
 /// A report names no path, only whether one was given.

@@ -15,13 +15,16 @@ svg{max-width:100%;height:auto}.bar{display:flex;height:1.6em}.bar div{color:#ff
 .warning{background:#fff4e0;border-left:4px solid #e69f00;padding:.4em .8em;margin:.4em 0}";
 
 /// Okabe and Ito's colours, as in the curves.
-const COLOURS: [&str; 3] = ["#0072b2", "#d55e00", "#009e73"];
+const COLOURS: [&str; 4] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7"];
 
-/// Writes DIR/report.html; `names` are those of the features, `curves` the SVG files to show.
+/// The SVG files to show, and what is above them.
+const CURVES: [(&str, &str); 2] = [("base.svg", "Training the base"), ("tuning.svg", "Tuning the policy")];
+
+/// Writes DIR/report.html; `names` are those of the features.
 ///
 /// # Errors
 /// [`Error::File`]; nothing half-written is left.
-pub fn write(report: &Report, names: &[String], curves: &[&str], output: &mut Output) -> Result<()> {
+pub fn write(report: &Report, names: &[String], output: &mut Output) -> Result<()> {
     let title = escape(report.headline().trim());
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
@@ -34,11 +37,11 @@ pub fn write(report: &Report, names: &[String], curves: &[&str], output: &mut Ou
     for (heading, rows) in report.tables(names) {
         let _ = writeln!(page, "<h2>{heading}</h2>\n{}", table(&rows));
     }
-    for curve in curves {
+    for (curve, heading) in CURVES {
         let path = output.directory().join(curve);
         // A run with a loaded base has no curve of its training.
         if let Ok(svg) = std::fs::read_to_string(&path) {
-            let _ = writeln!(page, "<h2>{}</h2>\n{}", escape(curve), svg[svg.find("<svg").unwrap_or(0)..].trim());
+            let _ = writeln!(page, "<h2>{}</h2>\n{}", escape(heading), svg[svg.find("<svg").unwrap_or(0)..].trim());
         }
     }
     page.push_str(&times(report));
@@ -62,10 +65,11 @@ fn table(rows: &[Vec<String>]) -> String {
     text + "</table>\n"
 }
 
-/// A bar of the phases, each as wide as it took.
+/// A bar of the phases, each as wide as it took; what is left is the judgement's, and reading and writing.
 fn times(report: &Report) -> String {
     let seconds = report.seconds;
-    let phases = [("base", seconds.base), ("fit", seconds.fit), ("tune", seconds.tune)];
+    let rest = (seconds.total - seconds.base - seconds.fit - seconds.tune).max(0.0);
+    let phases = [("base", seconds.base), ("fit", seconds.fit), ("tune", seconds.tune), ("judge", rest)];
     let mut text = format!("<h2>Time, {:.1} s in all</h2>\n<div class=\"bar\">", seconds.total);
     for ((name, seconds), colour) in phases.into_iter().zip(COLOURS) {
         let _ = write!(
@@ -77,7 +81,11 @@ fn times(report: &Report) -> String {
 }
 
 fn options(options: &serde_json::Value) -> Vec<Vec<String>> {
-    let shown = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
+    let shown = |value: &serde_json::Value| match value {
+        serde_json::Value::Null => "–".into(),
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
     let rows =
         options.as_object().into_iter().flatten().map(|(name, value)| vec![name.replace('_', "-"), shown(value)]);
     [vec!["option".to_string(), "value".to_string()]].into_iter().chain(rows).collect()

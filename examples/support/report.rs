@@ -1,6 +1,7 @@
 //! What a run leaves behind: report.json, and a table for people.
 
 use std::fmt::Write;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use ebm_dpg::checkpoint::write_atomically;
@@ -104,12 +105,14 @@ pub struct Seconds {
 }
 
 /// The directory of a run's results.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Output {
     directory: PathBuf,
     files: Vec<PathBuf>,
     /// What run they are of, once it has begun.
     pub(super) run: Option<Run>,
+    /// Open as long as the directory is this process's.
+    pub(super) lock: Option<File>,
 }
 
 impl Output {
@@ -125,7 +128,7 @@ impl Output {
         // One name for all processes: what is left of one that was killed here, the next one removes.
         let probe = directory.join(".probe-0");
         std::fs::write(&probe, b"probe").and_then(|()| std::fs::remove_file(&probe)).map_err(bad)?;
-        Ok(Output { directory: directory.into(), files: Vec::new(), run: None })
+        Ok(Output { directory: directory.into(), files: Vec::new(), run: None, lock: None })
     }
 
     /// Where the files go.

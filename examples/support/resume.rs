@@ -7,6 +7,8 @@
 //! | after an evaluation of π | checkpoint.safetensors, with tuning.jsonl and the events cut to its records |
 
 use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
 use std::path::Path;
 
 use ebm_dpg::checkpoint::{remove_leftovers, write_atomically};
@@ -24,6 +26,8 @@ use super::say;
 pub const BASE: &str = "base.safetensors";
 const RUN: &str = "run.json";
 const CHECKPOINT: &str = "checkpoint.safetensors";
+/// What a run says of itself. The models are not among these: they may be what the next run starts from.
+const RESULTS: [&str; 5] = ["report.json", "report.html", "base.svg", "tuning.svg", "tuning.jsonl"];
 
 /// What run the files are of.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,6 +54,7 @@ impl Output {
             there.check(&run, &common.out)?;
         }
         let mut output = Output::create(&common.out)?;
+        output.lock()?;
         if common.resume && there.is_none() {
             say(&format!("{}: nothing to resume, from the start", common.out.display()));
         }
@@ -60,9 +65,8 @@ impl Output {
             Some(there) => output.run = Some(there),
             None => {
                 // What another run left goes first, so that none of it is ever taken for this one's.
-                let checkpoint = common.out.join(CHECKPOINT);
-                if checkpoint.exists() {
-                    std::fs::remove_file(&checkpoint).map_err(|error| Error::file(&checkpoint, error))?;
+                for name in [CHECKPOINT].iter().chain(&RESULTS) {
+                    remove(&common.out.join(name))?;
                 }
                 TensorBoard::remove(&common.out)?;
                 output.set_run(run)?;
@@ -71,11 +75,35 @@ impl Output {
         Ok(output)
     }
 
+    /// Makes the directory this process's own until it ends, however it ends: two runs would write over each other's files.
+    ///
+    /// # Errors
+    /// [`Error::File`]: another process has it.
+    fn lock(&mut self) -> Result<()> {
+        // Elsewhere a directory cannot be opened.
+        if cfg!(unix) {
+            let directory = self.directory().to_path_buf();
+            let bad = |error: std::io::Error| Error::file(&directory, error);
+            let lock = File::open(&directory).map_err(bad)?;
+            match lock.try_lock() {
+                Ok(()) => self.lock = Some(lock),
+                Err(TryLockError::WouldBlock) => {
+                    return Err(Error::file(
+                        &directory,
+                        "expected a directory of no other run, got one that runs there",
+                    ));
+                }
+                // A file system without locks is no reason not to run.
+                Err(TryLockError::Error(_)) => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Removes what killed processes left of files they were writing.
     fn clean(&self) -> Result<()> {
-        let files =
-            [RUN, BASE, CHECKPOINT, "policy.safetensors", "report.json", "report.html", "base.svg", "tuning.svg"];
-        files.iter().try_for_each(|name| remove_leftovers(&self.directory().join(name)))
+        let files = [RUN, BASE, CHECKPOINT, "policy.safetensors"];
+        files.iter().chain(&RESULTS).try_for_each(|name| remove_leftovers(&self.directory().join(name)))
     }
 
     fn set_run(&mut self, run: Run) -> Result<()> {
@@ -119,11 +147,19 @@ impl Output {
     }
 }
 
+/// Removes a file that may be there.
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::file(path, error)),
+        _ => Ok(()),
+    }
+}
+
 impl Run {
     fn read(path: &Path) -> Result<Option<Self>> {
         let text = match std::fs::read(path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => {
                 return Err(Error::file(path, format!("expected a file that can be read, got: {error}")));
             }

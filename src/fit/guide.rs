@@ -1,6 +1,6 @@
 //! The guided proposal of a fit: a Markov chain in place of the base, looking ahead to the potential.
 
-use super::plan::Plan;
+use super::plan::{Plan, is_edge};
 use super::sample::{Sample, Source};
 use crate::backend::{Backend, Cpu};
 use crate::error::{Error, Result};
@@ -127,6 +127,9 @@ fn constraints(chain: &Markov, features: &FeatureSet, potential: &Potential, lim
 
 /// λ of the plan's tilting automaton features, fitted exactly under the chain: a start from which the first guided
 /// sample already shows what is wanted. Leaves λ at 0 where the chain has no answer; the fit itself will tell.
+///
+/// A moment at the edge has no finite λ, and one that is merely large would hide the other value from every sample: such
+/// features start where a tenth of the sequences have it.
 pub(super) fn start(chain: &Markov, plan: &mut Plan, limit: usize) {
     let matters = |&i: &usize| plan.features.is_automaton(i) && plan.roles[i] != Role::Ignore;
     let which: Vec<usize> = (0..plan.roles.len()).filter(matters).collect();
@@ -142,6 +145,7 @@ fn fit_under(chain: &Markov, plan: &Plan, which: &[usize], limit: usize) -> Resu
     let features = plan.features.subset(which);
     let pick = |i: &usize| plan.roles[*i];
     let potential = Potential::new(&Cpu, &which.iter().map(pick).collect::<Vec<_>>())?;
-    let targets: Vec<f64> = which.iter().map(|&i| plan.targets[i]).collect();
+    let start = |&i: &usize| if is_edge(plan.targets[i]) { plan.targets[i].clamp(0.1, 0.9) } else { plan.targets[i] };
+    let targets: Vec<f64> = which.iter().map(start).collect();
     Exact::new(chain, &features, &potential, limit)?.fit_moments(&targets)
 }

@@ -21,6 +21,8 @@ pub(super) struct Plan<'a> {
     pub roles: Vec<Role>,
     /// The moments to reach: the wanted ones, or what stands for a constant of the data.
     pub targets: Vec<f64>,
+    /// Which tilting features the last sample could not tell of, as its proposal's tilt left one value only.
+    held: Vec<bool>,
     pub warnings: Vec<String>,
 }
 
@@ -33,6 +35,7 @@ impl<'a> Plan<'a> {
             wanted,
             roles: vec![Role::Tilt(0.0); features.len()],
             targets: wanted.moments().to_vec(),
+            held: vec![false; features.len()],
             warnings: Vec::new(),
         };
         let rows: Vec<usize> = (0..base.rows()).collect();
@@ -61,9 +64,9 @@ impl<'a> Plan<'a> {
         &self.features.names()[i]
     }
 
-    /// Indices of the features that tilt.
+    /// Indices of the features that tilt and are not held.
     pub fn tilting(&self) -> Vec<usize> {
-        (0..self.roles.len()).filter(|&i| matches!(self.roles[i], Role::Tilt(_))).collect()
+        (0..self.roles.len()).filter(|&i| matches!(self.roles[i], Role::Tilt(_)) && !self.held[i]).collect()
     }
 
     /// The potential of the present roles.
@@ -145,7 +148,8 @@ impl<'a> Plan<'a> {
     }
 
     /// Holds the tilting features against a sample of the proposal: what is constant among the rows with P > 0 cannot
-    /// be tilted. It is left out where it agrees with its target.
+    /// be tilted. Where it agrees with its target it is left out; but what the proposal itself tilts keeps its λ, since
+    /// without it p would have the other value again.
     ///
     /// # Errors
     /// Too few rows with P > 0, or a target that no weighting of the sample reaches.
@@ -159,10 +163,13 @@ impl<'a> Plan<'a> {
             );
             return Err(Error::no_answer("fit", reason));
         }
+        self.held.fill(false);
         for i in self.tilting() {
             let (target, (low, high)) = (self.targets[i], sample.range(i, &rows));
             let edge = is_edge(self.wanted.moments()[i]) && is_edge(target);
-            if low == high && self.agrees(i, low) {
+            if low == high && self.agrees(i, low) && self.roles[i] != Role::Tilt(0.0) {
+                self.held[i] = true;
+            } else if low == high && self.agrees(i, low) {
                 self.ignore(i, format!("is {low} in all samples that meet the constraints"));
             } else if low == high || !(edge || low < target && target < high) {
                 return Err(self.unreachable(&[i], sample, &rows));
@@ -233,16 +240,20 @@ impl<'a> Plan<'a> {
         !contrary.is_empty()
     }
 
-    /// Warns of coefficients so large that the moments are at the edge of what is possible.
+    /// Warns of coefficients so large that the moments are at the edge of what is possible, and of those that no sample
+    /// could tell of.
     pub fn note_extremes(&mut self) {
-        for i in self.tilting() {
-            if let Role::Tilt(lambda) = self.roles[i]
-                && lambda.abs() > EXTREME_LAMBDA
-            {
-                let name = self.name(i);
-                let edge = "the wanted moments are at the edge of what the samples can show";
-                self.note(format!("the coefficient of feature '{name}' is {lambda:.1}: {edge}"));
-            }
+        for i in 0..self.roles.len() {
+            let Role::Tilt(lambda) = self.roles[i] else { continue };
+            let edge = if self.held[i] {
+                "that of the guide, as its samples show one value only"
+            } else if lambda.abs() > EXTREME_LAMBDA {
+                "the wanted moments are at the edge of what the samples can show"
+            } else {
+                continue;
+            };
+            let name = self.name(i);
+            self.note(format!("the coefficient of feature '{name}' is {lambda:.1}: {edge}"));
         }
     }
 
@@ -260,7 +271,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-fn is_edge(moment: f64) -> bool {
+pub(super) fn is_edge(moment: f64) -> bool {
     moment == 0.0 || moment == 1.0
 }
 

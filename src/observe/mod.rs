@@ -1,7 +1,9 @@
 //! Those who watch a run: what becomes of the [`Record`]s that tuning makes.
 //!
 //! [`tune`](fn@crate::tune::tune) calls its caller's closure after every batch of draws; an [`Observer`] is what the closure hands the
-//! evaluations to.
+//! evaluations to. Who wants a record of every step, for its loss and gradient, has as many
+//! [`evaluations`](crate::tune::TuneOptions::evaluations) as batches, and [`evaluation_rows`](crate::tune::TuneOptions::evaluation_rows)
+//! small, as the judging is what costs.
 //!
 //! ```
 //! use ebm_dpg::observe::{JsonLines, Observer};

@@ -10,8 +10,9 @@ use crate::error::{Error, Result};
 use crate::tune::Record;
 use crate::weights::Estimate;
 
-/// Scalars of each evaluation for TensorBoard, over the draws made so far: `loss`, `gradient_norm`, `kl/policy`,
-/// `kl/proposal`, `tv/policy`, `ess`, `log_z`, `swaps` and `moments/NAME`. What is unknown at an evaluation has no point there.
+/// Scalars of each evaluation for TensorBoard, over the draws made so far: `loss`, `gradient_norm`,
+/// `gradient_norm_deviation`, `kl/policy`, `kl/proposal`, `tv/policy`, `ess`, `log_z`, `log_z_error`, `log_z_now`, `clipped`,
+/// `swaps` and `moments/NAME`. What is unknown at an evaluation has no point there.
 ///
 /// `tensorboard --logdir DIRECTORY` shows the directory and those below it, one run each.
 #[derive(Debug)]
@@ -126,11 +127,15 @@ impl Observer for TensorBoard {
         let named = [
             ("loss", record.loss),
             ("gradient_norm", record.gradient_norm),
+            ("gradient_norm_deviation", record.gradient_norm_deviation),
             ("kl/policy", of(record.kl)),
             ("kl/proposal", of(record.kl_proposal)),
             ("tv/policy", of(record.tv)),
             ("ess", record.ess),
             ("log_z", record.log_z),
+            ("log_z_error", record.log_z_error),
+            ("log_z_now", of(record.log_z_now)),
+            ("clipped", record.clipped),
             ("swaps", record.swaps as f64),
         ];
         let moments = self.moments.iter().zip(&record.moments).map(|(tag, moment)| (tag.as_str(), moment.value));

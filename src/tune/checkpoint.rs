@@ -337,11 +337,11 @@ fn model_tensors<'a>(part: &str, named: &'a [(String, Vec<f32>)]) -> Vec<Tensor<
     named.iter().map(|(name, values)| Tensor::new(format!("{part}.{name}"), &[values.len()], values)).collect()
 }
 
-/// Whole numbers of a record: samples, updates, swaps, whether each of the three divergences is known.
-const COUNTS: usize = 6;
+/// Whole numbers of a record: samples, updates, swaps, whether each of what may be unknown is known.
+const COUNTS: usize = 7;
 /// Its other numbers but for the moments: loss, the gradient's norm and its deviation, ESS, log Ẑ and its error, the share
-/// clipped, the divergences with their errors.
-const VALUES: usize = 13;
+/// clipped; what may be unknown, which is the three divergences and the judge's log Ẑ, with their errors.
+const VALUES: usize = 15;
 
 /// The history by columns: `[records, COUNTS]`, `[records, VALUES]`, `[records, F, 2]`.
 fn columns(history: &[Record]) -> (Vec<u64>, Vec<f64>, Vec<f64>) {
@@ -360,15 +360,16 @@ fn columns(history: &[Record]) -> (Vec<u64>, Vec<f64>, Vec<f64>) {
             moments,
             log_z,
             log_z_error,
+            log_z_now,
             clipped,
             swaps,
         } = record;
         let pair = |estimate: &Estimate| [estimate.value, estimate.standard_error];
-        let divergences = [kl, kl_proposal, tv];
+        let unsure = [kl, kl_proposal, tv, log_z_now];
         counts.extend([samples, updates, swaps].map(|&count| count as u64));
-        counts.extend(divergences.map(|divergence| u64::from(divergence.is_some())));
+        counts.extend(unsure.map(|estimate| u64::from(estimate.is_some())));
         values.extend([loss, gradient_norm, gradient_norm_deviation, ess, log_z, log_z_error, clipped]);
-        values.extend(divergences.iter().flat_map(|divergence| divergence.as_ref().map_or([0.0; 2], pair)));
+        values.extend(unsure.iter().flat_map(|estimate| estimate.as_ref().map_or([0.0; 2], pair)));
         all_moments.extend(moments.iter().flat_map(pair));
     }
     (counts, values, all_moments)
@@ -388,20 +389,21 @@ fn records(file: &Saved) -> Result<Vec<Record>> {
     let estimate = |pair: &[f64]| Estimate { value: pair[0], standard_error: pair[1] };
     let record = |at: usize| {
         let (counts, values) = (&counts[at * COUNTS..], &values[at * VALUES..]);
-        let divergence = |which: usize| (counts[3 + which] == 1).then(|| estimate(&values[7 + 2 * which..]));
+        let unsure = |which: usize| (counts[3 + which] == 1).then(|| estimate(&values[7 + 2 * which..]));
         Record {
             samples: counts[0] as usize,
             updates: counts[1] as usize,
             loss: values[0],
             gradient_norm: values[1],
             gradient_norm_deviation: values[2],
-            kl: divergence(0),
-            kl_proposal: divergence(1),
-            tv: divergence(2),
+            kl: unsure(0),
+            kl_proposal: unsure(1),
+            tv: unsure(2),
             ess: values[3],
             moments: moments[at * 2 * features..(at + 1) * 2 * features].chunks_exact(2).map(estimate).collect(),
             log_z: values[4],
             log_z_error: values[5],
+            log_z_now: unsure(3),
             clipped: values[6],
             swaps: counts[2] as usize,
         }

@@ -119,7 +119,7 @@ pub fn evaluate<B: Backend, R: Sampler<B>, P: Policy<B>>(
         moments_target: weights.moments(&draws.host_phi, features)?,
         moments_policy,
         contexts,
-        warnings: weights.warning().into_iter().chain(unknown).collect(),
+        warnings: weights.warning().into_iter().chain(weights.warning_of(&host_log_pi)?).chain(unknown).collect(),
     })
 }
 

@@ -49,6 +49,8 @@ pub(super) struct Verdict {
     pub kl_proposal: Option<Estimate>,
     pub tv: Option<Estimate>,
     pub ess: f64,
+    /// log Ẑ of the draws; with contexts of weights that are divided by each context's own.
+    pub log_z: Option<Estimate>,
     pub superior: bool,
 }
 
@@ -176,6 +178,7 @@ fn compare(
         kl_proposal: enough.then(|| weights.kl_to_proposal()),
         tv: enough.then(|| weights.tv_to(log_pi)).transpose()?,
         ess: weights.ess() / log_p.len() as f64,
+        log_z: Some(weights.log_z()),
         superior: false,
     };
     verdict.superior = match comparison.swap {

@@ -262,6 +262,10 @@ pub struct Record {
     pub log_z: f64,
     /// Its standard error.
     pub log_z_error: f64,
+    /// log Ẑ of the draws that judge, those of the present q alone (with contexts `log_z` plus what they put it off by). Less
+    /// than `log_z`, or than it was before, and q has lost a part of p: `kl`, `tv` and `ess`, which know of nothing but q's
+    /// draws, are then of what is left. Unknown where none of the draws has a positive weight.
+    pub log_z_now: Option<Estimate>,
     /// The share of all weight that clipping takes away: a bound of the TV between p and what is trained towards.
     pub clipped: f64,
     /// Swaps before this evaluation.

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::models::{Coefficients, Policy, Sampler, check_batch};
 use crate::rng::{Draw, Purpose};
 use crate::tokens::{Contexts, Space};
-use crate::weights::LogMean;
+use crate::weights::{Estimate, LogMean};
 
 mod resume;
 
@@ -233,6 +233,9 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
         let verdict = self.judge(draw)?;
         let ledger = self.pool.take_loss(self.backend)?;
         let norms = self.policy.take_norms()?;
+        let all = ledger.log_z.estimate();
+        // With contexts the judge's weights are divided by Ẑ already.
+        let divided = if self.target.contexts.is_some() { all.value } else { 0.0 };
         self.history.push(Record {
             samples: self.samples,
             updates: ledger.updates as usize,
@@ -244,8 +247,9 @@ impl<'a, 'b, B: Backend, R: Sampler<B>, P: Policy<B>> Tuner<'a, 'b, B, R, P> {
             tv: verdict.tv,
             ess: verdict.ess,
             moments: self.look.moments()?,
-            log_z: ledger.log_z.value(),
-            log_z_error: ledger.log_z.estimate().standard_error,
+            log_z: all.value,
+            log_z_error: all.standard_error,
+            log_z_now: verdict.log_z.map(|now| Estimate { value: now.value + divided, ..now }),
             clipped: ledger.cut,
             swaps: self.swaps,
         });

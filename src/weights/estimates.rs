@@ -119,11 +119,63 @@ impl<'a> ImportanceWeights<'a> {
     /// ∂/∂Z E[v log(v/u) − v + u] = −E[v log(v/u)]/Z = −KL/Z, so the influence function is
     /// g − E g − KL·(v − 1). [`ImportanceWeights::with_outside`] makes it E_q[v log(v/u) − v + u·1(v > 0)] + π(P = 0).
     ///
+    /// Where these rows miss a part of π ([`ImportanceWeights::reach`]) u is left to itself: E_q[v log(v/u)], with
+    /// v·∂/∂v of v log(v/u) + v.
+    ///
     /// # Errors
     /// Another number of rows, a log π that is NaN or +∞.
     pub fn kl_to(&self, log_pi: &[f64]) -> Result<Estimate> {
         let log_u = self.log_ratio(log_pi)?;
+        if self.misses(self.reach_of(&log_u)) {
+            let term = |row: usize| {
+                let v = self.v[row];
+                if v == 0.0 { 0.0 } else { v * (self.log_v[row] - log_u[row]) }
+            };
+            let kl = self.plug_in(term, |row| term(row) + self.v[row]);
+            return Ok(Estimate { value: kl.value.max(0.0), ..kl });
+        }
         Ok(self.kl(|row| log_u[row], self.outside))
+    }
+
+    /// What these rows show of π: E_q[π/q], and π(P = 0) where that is known from elsewhere. It is 1 but for noise where q
+    /// draws all that π does. Where it is less, or too noisy to say, a part of π is hardly ever drawn by q: KL(p‖π) and
+    /// TV(p, π) are then estimated without it, with larger errors, and other divergences are found too small.
+    ///
+    /// # Errors
+    /// Another number of rows, a log π that is NaN or +∞.
+    pub fn reach(&self, log_pi: &[f64]) -> Result<Estimate> {
+        Ok(self.reach_of(&self.log_ratio(log_pi)?))
+    }
+
+    fn reach_of(&self, log_u: &[f64]) -> Estimate {
+        let rows = self.rows();
+        let u = |row: usize| if self.v[row] == 0.0 && self.outside.is_some() { 0.0 } else { log_u[row].exp() };
+        let [total] = sums(rows, |row| [u(row)]);
+        let mean = total / rows as f64;
+        let [squares] = sums(rows, |row| [(u(row) - mean).powi(2)]);
+        let inside = Estimate::from_influence(mean, squares, rows);
+        self.outside.map_or(inside, |outside| inside.plus(outside))
+    }
+
+    /// Whether the rows miss a part of π: its whole is not 1, or is far less sure than that of p, which is.
+    fn misses(&self, reach: Estimate) -> bool {
+        let Estimate { value, standard_error } = reach;
+        value + 4.0 * standard_error < 1.0 || standard_error > 0.1 + 2.0 * self.log_z.standard_error
+    }
+
+    /// One plain line where these rows miss a part of π.
+    ///
+    /// # Errors
+    /// As [`ImportanceWeights::reach`].
+    pub fn warning_of(&self, log_pi: &[f64]) -> Result<Option<String>> {
+        let reach = self.reach(log_pi)?;
+        Ok(self.misses(reach).then(|| {
+            let Estimate { value, standard_error } = reach;
+            format!(
+                "the proposal hardly draws a part of what π draws (E[π/q] is {value:.3} ± {standard_error:.3}, not 1): \
+                 KL(p‖π) and TV(p, π) are estimated from p's side alone"
+            )
+        }))
     }
 
     /// KL(p‖q) in nats: [`ImportanceWeights::kl_to`] with π = q, u = 1.
@@ -136,10 +188,18 @@ impl<'a> ImportanceWeights<'a> {
     /// ½ E_q|u − v|. With s = E_q[v·sgn(v − u)], ∂/∂Z E = −s/(2Z), so the influence function is
     /// ½|u − v| − TV − ½ s (v − 1). [`ImportanceWeights::with_outside`] makes it ½ E_q|u − v|·1(v > 0) + ½ π(P = 0).
     ///
+    /// Where these rows miss a part of π ([`ImportanceWeights::reach`]) it is E_q[max(v − u, 0)], which reads u where p is
+    /// the larger alone.
+    ///
     /// # Errors
     /// Another number of rows, a log π that is NaN or +∞.
     pub fn tv_to(&self, log_pi: &[f64]) -> Result<Estimate> {
         let log_u = self.log_ratio(log_pi)?;
+        if self.misses(self.reach_of(&log_u)) {
+            let excess = |row: usize| self.v[row] - log_u[row].exp();
+            let slope = |row: usize| if excess(row) > 0.0 { self.v[row] } else { 0.0 };
+            return Ok(self.plug_in(|row| excess(row).max(0.0), slope));
+        }
         let slope = |row: usize| half_slope(self.v[row], log_u[row].exp());
         let inside = self.plug_in(|row| self.distance(row, log_u[row]), slope);
         Ok(self.outside.map_or(inside, |outside| inside.plus(outside.scaled(0.5))))
