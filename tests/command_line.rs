@@ -366,7 +366,8 @@ fn alarms_and_the_bias_of_clipping_are_in_the_report() {
     assert!(report.contains("weights were cut: what π was trained towards is up to 0."), "{report}");
     assert!(report.contains("KL(p‖π) has risen to"), "{report}");
     // On-policy draws that have no weight at the last evaluation leave nothing to cut there.
-    let few = "--data-size 50 --length 9 --motif 101101 --method dpg-on --clip-weights 3 --init base --learning-rate 0.0001";
+    let few =
+        "--data-size 50 --length 9 --motif 101101 --method dpg-on --clip-weights 3 --init base --learning-rate 0.0001";
     let words: Vec<String> = tiny("").into_iter().filter(|word| word != "--length" && word != "6").collect();
     finished("motif", &words.into_iter().chain(few.split(' ').map(String::from)).collect::<Vec<_>>(), &out);
     assert!(!results(&out).0.contains("NaN"));
