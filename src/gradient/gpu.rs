@@ -199,7 +199,7 @@ mod tests {
     #[test]
     fn a_grid_has_whole_clusters() {
         let grid = Plan::new(128_256, 4, H100).grid(usize::MAX);
-        assert!(grid.blocks[0] <= i32::MAX as u32 && grid.blocks[0] % 8 == 0);
+        assert!(grid.blocks[0] <= i32::MAX as u32 && grid.blocks[0].is_multiple_of(8));
         assert_eq!((grid.cluster, grid.shared_bytes), (8, 64_128));
         assert_eq!(Plan::new(128_256, 2, H100).grid(3).blocks, [12, 1]);
     }
