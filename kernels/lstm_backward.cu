@@ -296,7 +296,7 @@ LSTM_BACKWARD(lstm_backward_1, 1)
 LSTM_BACKWARD(lstm_backward_2, 2)
 
 // The same for sm_90, in clusters of two blocks: an even number of them.
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#ifdef HAS_COPIES_TO_BLOCKS
 #define LSTM_BACKWARD_PAIR(name, TILES)                                                                       \
   extern "C" __global__ void __launch_bounds__(256, 1) name(const __grid_constant__ LstmBackward arguments) { \
     SHARED_DYN(unsigned char, shared);                                                                        \

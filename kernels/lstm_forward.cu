@@ -499,7 +499,7 @@ LSTM_FORWARD(lstm_forward_plain_2, 2, false, 4)
 LSTM_FORWARD(lstm_forward_plain_4, 4, false, 4)
 
 // The same for sm_90, in clusters of two blocks: an even number of them. STAGES pieces a warp in shared memory.
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#ifdef HAS_COPIES_TO_BLOCKS
 #define LSTM_FORWARD_PAIR(name, TILES, SPLIT, STAGES)                                                        \
   extern "C" __global__ void __launch_bounds__(256, 1) name(const __grid_constant__ LstmForward arguments) { \
     SHARED_DYN(unsigned char, shared);                                                                       \

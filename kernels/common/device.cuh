@@ -2,6 +2,11 @@
 // the host's C++ compiler the emulation in tests/emulator/host. A new wrapper needs its twin in host/ptx.h and a case in
 // tests/emulator/kernels/conformance.cu.
 #pragma once
+// Copies to several blocks at once: of all architectures those of compute capability 9.x, as later ones want code made for
+// them alone to be fast at it.
+#if !defined(__CUDA_ARCH__) || (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1000)
+#define HAS_COPIES_TO_BLOCKS
+#endif
 #if defined(__CUDACC__)
 #include <cstdint>
 #include <cuda_bf16.h>
@@ -137,11 +142,13 @@ DEV_FN void bulk_load(void* to, const void* from, unsigned bytes, uint64_t* bar)
 }
 // The same bytes to the same place in each block of the cluster that has its bit in `blocks`, counted at that block's own
 // mbarrier. A count may arrive before the block has said what it expects.
+#ifdef HAS_COPIES_TO_BLOCKS
 DEV_FN void bulk_load_to_blocks(void* to, const void* from, unsigned bytes, uint64_t* bar, uint32_t blocks) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0],[%1],%2,[%3],%4;"
                ::"r"(smem(to)), "l"(from), "r"(bytes), "r"(smem(bar)), "h"(uint16_t(blocks))
                : "memory");
 }
+#endif
 #endif
 }  // namespace dev
 #else

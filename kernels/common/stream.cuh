@@ -41,7 +41,7 @@ template <int kPacks, int kAhead> struct FromCache {
   }
 };
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#ifdef HAS_COPIES_TO_BLOCKS
 // Through kStages places of shared memory a warp. Equal warps of the two blocks take the same pieces; each reads one half of
 // a piece for both. A place is filled again once both have given it back; one place of slack lets either be a piece ahead.
 // The block that is behind never waits for the other, so there is no deadlock.

@@ -338,7 +338,7 @@ CONFORMANCE_KERNEL(conform_bulk_copy) {
 
 // Each block reads its share of a stage for the whole cluster, and asks for the next once all blocks have taken theirs.
 CONFORMANCE_KERNEL(conform_bulk_copy_to_blocks) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#ifdef HAS_COPIES_TO_BLOCKS
   constexpr unsigned kStages = 5, kWords = 64;
   SHARED_DYN(uint32_t, buffer);  // [2][kWords]
   SHARED(uint64_t, full, [2]);

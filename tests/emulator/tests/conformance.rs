@@ -69,11 +69,17 @@ fn every_case_by_way_of_the_driver() {
 /// Runs a kernel on `input` and returns its `len` words.
 type Run<'a> = &'a dyn Fn(&str, Grid, &[u32], usize) -> Vec<u32>;
 
-/// Those that need compute capability 9.0.
-const NEWER: [&str; 3] = ["conform_cluster", "conform_bulk_copy", "conform_bulk_copy_to_blocks"];
+/// Whether a device of this compute capability has what the kernel is of.
+fn has(capability: u32, name: &str) -> bool {
+    match name {
+        "conform_cluster" | "conform_bulk_copy" => capability >= 90,
+        "conform_bulk_copy_to_blocks" => (90..100).contains(&capability),
+        _ => true,
+    }
+}
 
 fn run<L: RunByName>(gpu: &Gpu<L>, name: &str, grid: Grid, input: &[u32], len: usize) -> Vec<u32> {
-    if gpu.launcher().limits().capability < 90 && NEWER.contains(&name) {
+    if !has(gpu.launcher().limits().capability, name) {
         return Vec::new();
     }
     let mut from = gpu.zeros::<u32>(input.len(), "input").unwrap();

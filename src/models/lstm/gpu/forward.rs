@@ -214,6 +214,7 @@ mod tests {
         for precision in [Precision::Split, Precision::Half] {
             assert!(pairs(precision, 1 << 20, H200) && pairs(precision, 2048, H200) && pairs(precision, 17, H200));
             assert!(!pairs(precision, 16, H200) && !pairs(precision, 1 << 20, A100));
+            assert!(!pairs(precision, 1 << 20, Limits { capability: 100, ..H200 }));
         }
         let plain = plan(Precision::Half, 208, 1 << 20, H200).unwrap();
         assert!(plain.cell_in_shared && plain.tiles == 4, "cells and four places a warp fit beside the states");

@@ -78,7 +78,7 @@ impl<L: Launcher> GpuLstm<L> {
         GpuLstm { sampling: precision, ..self }
     }
 
-    /// Whether pairs of blocks share the weights that they read, where the device has clusters of blocks: as it is unless told
+    /// Whether pairs of blocks share the weights that they read, on devices of compute capability 9.x: as it is unless told
     /// otherwise, and for measuring what that brings. Every result has the same bits either way.
     pub fn shared_weights(self, shared: bool) -> Self {
         GpuLstm { shared_weights: shared, ..self }

@@ -9,9 +9,10 @@ pub(super) fn shared_bytes(size: Size, packs: usize, stages: usize) -> usize {
     warps(size) * stages * (packs * 512 + 16) + 16
 }
 
-/// Whether blocks can share: a device with clusters, and more than one block.
+/// Whether blocks can share: a device of compute capability 9.x, for which alone the kernels are (`device.cuh`), and more
+/// than one block.
 pub(super) fn is_possible(limits: Limits, blocks: usize) -> bool {
-    limits.has_clusters() && blocks > 1
+    (90..100).contains(&limits.capability) && blocks > 1
 }
 
 /// A launch of at least `blocks` blocks, in pairs if so.
