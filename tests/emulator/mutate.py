@@ -36,10 +36,12 @@ def sites():
 
 def tests():
     """(executable, test) of each test of the kernels; builds them first."""
-    built = subprocess.run(["cargo", "test", "--no-run", "--message-format=json", *PACKAGE], cwd=ROOT, check=True,
+    output = subprocess.run(["cargo", "test", "--no-run", "--message-format=json", *PACKAGE], cwd=ROOT, check=True,
                            stdout=subprocess.PIPE, text=True)
-    messages = [json.loads(line) for line in built.stdout.splitlines()]
-    for executable in sorted(message["executable"] for message in messages if message.get("executable")):
+    messages = [json.loads(line) for line in output.stdout.splitlines()]
+    # Programs that the tests call are built, too.
+    built = [message for message in messages if message.get("executable") and message["profile"]["test"]]
+    for executable in sorted(message["executable"] for message in built):
         listed = subprocess.run([executable, "--list"], check=True, stdout=subprocess.PIPE, text=True)
         yield from ((executable, line.removesuffix(": test")) for line in listed.stdout.splitlines()
                     if line.endswith(": test"))
