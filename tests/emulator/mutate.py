@@ -37,7 +37,7 @@ def sites():
 def tests():
     """(executable, test) of each test of the kernels; builds them first."""
     output = subprocess.run(["cargo", "test", "--no-run", "--message-format=json", *PACKAGE], cwd=ROOT, check=True,
-                           stdout=subprocess.PIPE, text=True)
+                            stdout=subprocess.PIPE, text=True)
     messages = [json.loads(line) for line in output.stdout.splitlines()]
     # Programs that the tests call are built, too.
     built = [message for message in messages if message.get("executable") and message["profile"]["test"]]
