@@ -12,6 +12,10 @@ use ebm_dpg::rng::{Draw, Purpose};
 use ebm_dpg::tokens::{Batch, Space, Token};
 use rayon::prelude::*;
 
+#[path = "workload/pipelined.rs"]
+mod timing;
+use timing::pipelined;
+
 const SYMBOLS: u32 = 27;
 const LENGTH: u32 = 128;
 const PATTERNS: u64 = 16;
@@ -49,7 +53,6 @@ fn batch(rows: usize) -> Result<Batch> {
 
 fn evaluate<B: Backend>(backend: &B, table: &FeatureTable<B>, batch: &Batch<B>, phi: &mut B::Buffer<f32>) {
     table.evaluate(backend, batch, B::view_mut(phi, batch.rows * table.len())).expect("a pass");
-    backend.download(phi, &mut [0.0]).expect("waited for");
 }
 
 /// The same of tokens of 16 bits, `[rows, LENGTH]`.
@@ -63,7 +66,6 @@ fn evaluate_compact<B: Backend>(
     let rows = B::len(lengths);
     let (tokens, lengths) = (B::view(tokens, rows * LENGTH as usize), B::view(lengths, rows));
     table.evaluate_compact(backend, tokens, lengths, B::view_mut(phi, rows * table.len())).expect("a pass");
-    backend.download(phi, &mut [0.0]).expect("waited for");
 }
 
 /// A pattern whose third token may be any.
@@ -76,7 +78,8 @@ fn on<B: Backend>(criterion: &mut Criterion, id: &str, backend: &B, rows: usize)
     let device = host.upload(backend)?;
     let mut group = criterion.benchmark_group("features_16");
     group.throughput(Throughput::Elements(rows as u64 * u64::from(LENGTH)));
-    group.sampling_mode(SamplingMode::Flat).sample_size(10).measurement_time(Duration::from_secs(5));
+    group.sampling_mode(SamplingMode::Flat);
+    let wait = |phi: &B::Buffer<f32>| backend.download(phi, &mut [0.0]).expect("waited for");
     let named = |kind: &str| BenchmarkId::new(format!("{id}{kind}"), format!("{rows}x{LENGTH}"));
     let mut phi = backend.zeros(rows * PATTERNS as usize, "features")?;
     let sets = [("", features(Feature::Contains)?), ("_bits", features(with_wildcard)?)];
@@ -87,7 +90,9 @@ fn on<B: Backend>(criterion: &mut Criterion, id: &str, backend: &B, rows: usize)
         println!("{}", set.compile(&Cpu)?.report());
         evaluate(backend, &table, &device, &mut phi);
         check(backend, &phi, &host, &set)?;
-        group.bench_function(named(kind), |bencher| bencher.iter(|| evaluate(backend, &table, &device, &mut phi)));
+        group.bench_function(named(kind), |bencher| {
+            pipelined(bencher, &mut phi, |phi| evaluate(backend, &table, &device, phi), wait);
+        });
     }
     let (set, compact) =
         (features(Feature::Contains)?, host.tokens.iter().map(|&token| token as u16).collect::<Vec<_>>());
@@ -96,7 +101,8 @@ fn on<B: Backend>(criterion: &mut Criterion, id: &str, backend: &B, rows: usize)
     evaluate_compact(backend, &table, &tokens, &device.lengths, &mut phi);
     check(backend, &phi, &host, &set)?;
     group.bench_function(named("_u16"), |bencher| {
-        bencher.iter(|| evaluate_compact(backend, &table, &tokens, &device.lengths, &mut phi))
+        let launch = |phi: &mut _| evaluate_compact(backend, &table, &tokens, &device.lengths, phi);
+        pipelined(bencher, &mut phi, launch, wait);
     });
     Ok(())
 }
@@ -106,7 +112,7 @@ fn read(criterion: &mut Criterion, rows: usize) -> Result<()> {
     let batch = batch(rows)?;
     let mut group = criterion.benchmark_group("features_16");
     group.throughput(Throughput::Elements(rows as u64 * u64::from(LENGTH)));
-    group.sampling_mode(SamplingMode::Flat).sample_size(10).measurement_time(Duration::from_secs(2));
+    group.sampling_mode(SamplingMode::Flat);
     let largest = || batch.tokens.par_chunks(1 << 14).map(|part| part.iter().fold(0, |a, &b| a.max(b))).max();
     group.bench_function(BenchmarkId::new("read", format!("{rows}x{LENGTH}")), |bencher| bencher.iter(largest));
     Ok(())
@@ -126,7 +132,7 @@ fn word_list(criterion: &mut Criterion) -> Result<()> {
     let set = FeatureSet::new(Space::new(TOKENS, LENGTH)?).spelled(spelling)?.with("list", Feature::AnyText(words))?;
     println!("{}", set.compile(&Cpu)?.report());
     let mut group = criterion.benchmark_group("compile");
-    group.sampling_mode(SamplingMode::Flat).sample_size(10).measurement_time(Duration::from_secs(5));
+    group.sampling_mode(SamplingMode::Flat);
     group.bench_function("5000_words_50000_tokens", |bencher| bencher.iter(|| set.compile(&Cpu).expect("a table")));
     Ok(())
 }
@@ -157,5 +163,9 @@ fn bench(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, bench);
+criterion_group! {
+    name = benches;
+    config = Criterion::default().sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(5));
+    targets = bench
+}
 criterion_main!(benches);

@@ -41,7 +41,9 @@ impl<'a, B: Backend + LinearKernel, T: Logit> Layer<'a, B, T> {
             let draw = Draw::new(seed, Purpose::Data);
             let some: Vec<T> = (0..1_000_003).map(|i| narrow(scale * (2.0 * draw.uniform(i, 0) - 1.0))).collect();
             let mut buffer = backend.zeros(len, "numbers")?;
-            backend.upload(&some.into_iter().cycle().take(len).collect::<Vec<_>>(), &mut buffer)?;
+            let mut host = vec![some[0]; len];
+            host.chunks_mut(some.len()).for_each(|part| part.copy_from_slice(&some[..part.len()]));
+            backend.upload(&host, &mut buffer)?;
             Ok(buffer)
         };
         let mut tokens = backend.zeros(count, "tokens")?;
@@ -102,8 +104,7 @@ fn on<B: Backend + LinearKernel, T: Logit>(
 ) -> Result<()> {
     let (count, width, vocab) = layer.shape;
     let mut group = criterion.benchmark_group("linear");
-    group.sampling_mode(SamplingMode::Flat).sample_size(10);
-    group.warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_secs(5));
+    group.sampling_mode(SamplingMode::Flat);
     let operations = (2 * count * width * vocab) as u64;
     group.throughput(Throughput::Elements(operations));
     let id = |what: &str| BenchmarkId::new(format!("{device}/{what}"), format!("{count}x{width}x{vocab}"));
@@ -130,5 +131,9 @@ fn bench(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, bench);
+criterion_group! {
+    name = benches;
+    config = Criterion::default().sample_size(10).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_secs(5));
+    targets = bench
+}
 criterion_main!(benches);

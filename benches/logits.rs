@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use criterion::{Bencher, BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use ebm_dpg::backend::{Backend, Cpu};
 use ebm_dpg::gradient::GradientKernel;
 use ebm_dpg::log_prob::{LogProbKernel, Logit};
@@ -12,12 +12,19 @@ use ebm_dpg::log_prob::{LogProbKernel, Logit};
 #[path = "workload/logits.rs"]
 mod workload;
 use workload::{Rows, read, rewrite};
+#[path = "workload/pipelined.rs"]
+mod timing;
+use timing::pipelined;
 
-fn measure(criterion: &mut Criterion, group: &str, id: BenchmarkId, throughput: Throughput, mut work: impl FnMut()) {
+fn measure(
+    criterion: &mut Criterion,
+    group: &str,
+    id: BenchmarkId,
+    throughput: Throughput,
+    work: impl FnMut(&mut Bencher),
+) {
     let mut group = criterion.benchmark_group(group);
-    group.sampling_mode(SamplingMode::Flat).sample_size(10);
-    group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-    group.throughput(throughput).bench_function(id, |bencher| bencher.iter(&mut work));
+    group.sampling_mode(SamplingMode::Flat).throughput(throughput).bench_function(id, work);
     group.finish();
 }
 
@@ -31,8 +38,13 @@ fn on<B: Backend + LogProbKernel + GradientKernel, T: Logit>(
     let mut rows = Rows::new(backend, count, vocab, narrow).expect("memory for the logits");
     let bytes = (count * vocab * size_of::<T>()) as u64;
     let id = || BenchmarkId::new(id, format!("{count}x{vocab}"));
-    measure(criterion, "log_prob", id(), Throughput::Bytes(bytes), || rows.forward(backend));
-    measure(criterion, "log_prob_gradient", id(), Throughput::Bytes(2 * bytes), || rows.gradient(backend));
+    let wait = |rows: &Rows<B, T>| rows.wait(backend);
+    measure(criterion, "log_prob", id(), Throughput::Bytes(bytes), |bencher| {
+        pipelined(bencher, &mut rows, |rows| rows.forward(backend), wait);
+    });
+    measure(criterion, "log_prob_gradient", id(), Throughput::Bytes(2 * bytes), |bencher| {
+        pipelined(bencher, &mut rows, |rows| rows.gradient(backend), wait);
+    });
 }
 
 /// The floor: bytes read and bytes rewritten by all threads, and exponentials of rows in the second-level cache.
@@ -40,11 +52,13 @@ fn machine(criterion: &mut Criterion) {
     let mut words: Vec<u64> = (0..8_208_384).collect();
     let bytes = size_of_val(&words[..]) as u64;
     let id = |what| BenchmarkId::new(what, bytes);
-    measure(criterion, "machine", id("read"), Throughput::Bytes(bytes), || read(&words));
-    measure(criterion, "machine", id("copy"), Throughput::Bytes(2 * bytes), || rewrite(&mut words));
+    measure(criterion, "machine", id("read"), Throughput::Bytes(bytes), |bencher| bencher.iter(|| read(&words)));
+    measure(criterion, "machine", id("copy"), Throughput::Bytes(2 * bytes), |bencher| {
+        bencher.iter(|| rewrite(&mut words));
+    });
     let mut rows = Rows::new(&Cpu, 64, 4096, |x| x).expect("memory for the logits");
-    measure(criterion, "machine", BenchmarkId::new("exp", 64 * 4096), Throughput::Elements(64 * 4096), || {
-        rows.forward(&Cpu);
+    measure(criterion, "machine", BenchmarkId::new("exp", 64 * 4096), Throughput::Elements(64 * 4096), |bencher| {
+        bencher.iter(|| rows.forward(&Cpu));
     });
 }
 
@@ -66,5 +80,9 @@ fn bench(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, bench);
+criterion_group! {
+    name = benches;
+    config = Criterion::default().sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    targets = bench
+}
 criterion_main!(benches);

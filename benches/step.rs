@@ -39,8 +39,7 @@ fn step_on<B: LstmBackend>(criterion: &mut Criterion, id: &str, backend: &B) {
     let mut time = |name, phase: Phase<B>, workload: &mut Workload<B>| {
         let mut group = criterion.benchmark_group(name);
         group.throughput(Throughput::Elements(size.batch as u64));
-        group.sampling_mode(SamplingMode::Flat).sample_size(10);
-        group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(5));
+        group.sampling_mode(SamplingMode::Flat);
         group.bench_function(id, |bencher| {
             bencher.iter(|| phase(workload).and_then(|()| workload.wait()).expect("a phase"));
         });
@@ -56,5 +55,9 @@ fn step_on<B: LstmBackend>(criterion: &mut Criterion, id: &str, backend: &B) {
     workload.check().expect("right answers");
 }
 
-criterion_group!(benches, step);
+criterion_group! {
+    name = benches;
+    config = Criterion::default().sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(5));
+    targets = step
+}
 criterion_main!(benches);

@@ -8,12 +8,9 @@ all patterns, after two unmeasured rounds.
 
 import argparse
 import json
-import statistics
-import time
 
 import torch
-
-WARM_UP = 2
+from logits_torch import median_seconds
 
 
 def contains(tokens, pattern):
@@ -29,19 +26,10 @@ def measure(options):
     patterns = [torch.randint(options.vocab, (options.width,), generator=generator, device=device, dtype=torch.int32)
                 for _ in range(options.patterns)]
 
-    def synchronise():
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+    def phi():
+        return torch.stack([contains(tokens, pattern) for pattern in patterns], dim=1).float()
 
-    def round_():
-        synchronise()
-        started = time.perf_counter()
-        phi = torch.stack([contains(tokens, pattern) for pattern in patterns], dim=1).float()
-        synchronise()
-        return time.perf_counter() - started, phi
-
-    seconds = [round_()[0] for _ in range(WARM_UP + options.repeats)][WARM_UP:]
-    return statistics.median(seconds)
+    return median_seconds(device, options.repeats, phi)
 
 
 def main():

@@ -26,17 +26,22 @@ def lean_log_prob(logits, tokens):
     return logits.gather(-1, tokens[:, None])[:, 0].float() - torch.logsumexp(logits.float(), dim=-1)
 
 
-def median_seconds(device, repeats, work):
-    def once():
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+def seconds_of(device, work):
+    """Once; on a GPU between events, so that neither launching nor waiting counts."""
+    if device.type != "cuda":
         started = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
         return time.perf_counter() - started
+    started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    started.record()
+    work()
+    ended.record()
+    torch.cuda.synchronize()
+    return started.elapsed_time(ended) / 1e3
 
-    return statistics.median([once() for _ in range(WARM_UP + repeats)][WARM_UP:])
+
+def median_seconds(device, repeats, work):
+    return statistics.median([seconds_of(device, work) for _ in range(WARM_UP + repeats)][WARM_UP:])
 
 
 def measure(options, rows, vocab):
