@@ -1,6 +1,6 @@
 //! Sequences drawn by an LSTM, from the first token to the last, with their log-probs. Prints one JSON line: the median
-//! seconds of the repeats after two unmeasured ones, on a GPU by precision, with and without the weights shared by pairs of
-//! blocks, and the share of sequences that 16-bit and split precision draw alike. The PyTorch side is
+//! seconds of the repeats after two unmeasured ones, on a GPU by precision, and the share of sequences that 16-bit and split
+//! precision draw alike. The PyTorch side is
 //! `benches/peers/dpg_torch.py --sample-only`.
 
 use std::process::ExitCode;
@@ -109,7 +109,7 @@ fn drawn<B: Backend>(backend: &B, lstm: &mut impl Sampler<B>, options: &Options)
     Ok((batch, median(seconds[WARM_UP..].to_vec())))
 }
 
-/// Seconds by precision and by who reads the weights; how many sequences are the same in both precisions.
+/// Seconds by precision; how many sequences are the same in both precisions.
 #[cfg(feature = "cuda")]
 fn by_precision(gpu: &ebm_dpg::backend::gpu::Cuda, options: &Options) -> Result<Value> {
     use ebm_dpg::models::Precision;
@@ -118,14 +118,9 @@ fn by_precision(gpu: &ebm_dpg::backend::gpu::Cuda, options: &Options) -> Result<
     let mut seconds = serde_json::Map::new();
     let mut batches = Vec::new();
     for (name, precision) in [("split", Precision::Split), ("half", Precision::Half)] {
-        for (name, shared) in [(format!("{name}_alone"), false), (name.into(), true)] {
-            let mut lstm = lstm.to_gpu(gpu)?.sampling(precision).shared_weights(shared);
-            let (batch, median) = drawn(gpu, &mut lstm, options)?;
-            seconds.insert(name, median.into());
-            if shared {
-                batches.push(batch.download(gpu)?);
-            }
-        }
+        let (batch, median) = drawn(gpu, &mut lstm.to_gpu(gpu)?.sampling(precision), options)?;
+        seconds.insert(name.into(), median.into());
+        batches.push(batch.download(gpu)?);
     }
     let equal = batches[0].iter().zip(batches[1].iter()).filter(|(split, half)| split == half).count();
     seconds.insert("half_equals_split".into(), (equal as f64 / options.batch as f64).into());

@@ -37,8 +37,8 @@ static_assert(sizeof(LstmBackward) == 184, "src/models/lstm/gpu/backward.rs has 
 // The order in which a warp takes its groups' transposed weights in one time step, four k16 steps a piece: from the top layer
 // down, each group's own matrix before the one to the layer below, which layer 0 does not have.
 struct BackwardWalk {
-  const uint4* packed;
-  LstmSize size;
+  const uint4* const& packed;  // references to the launch's argument, which takes no registers
+  const LstmSize& size;
   WarpGroups groups;
   __device__ __forceinline__ BackwardWalk(const LstmBackward& a) : packed(a.packed), size(a.size) {}
   __device__ __forceinline__ uint32_t runs() const { return groups.count(size) * size.matrices(); }
@@ -54,21 +54,21 @@ struct BackwardWalk {
   }
 };
 
-template <int TILES, typename Weights> struct Backward {
+template <int TILES> struct Backward {
   static constexpr int kRows = 16 * TILES;
   const LstmBackward& a;
   const Lane at;
   const uint32_t warp, warps, gate_stride, residual_stride;
-  Weights& weights;
+  Stream<4, 2, BackwardWalk> weights;
   float* coefficient;       // [kRows]
   uint32_t* row;            // [kRows]
   uint32_t* tile_longest;   // [TILES, padded to 4]: steps that the forward pass kept
   __nv_bfloat16* gates;     // [2 parts][kRows][4U + 8]
   __nv_bfloat16* residual;  // [2 parts][kRows][O + 8]
 
-  __device__ __forceinline__ Backward(const LstmBackward& a, Weights& weights, unsigned char* shared)
+  __device__ __forceinline__ Backward(const LstmBackward& a, unsigned char* shared)
       : a(a), warp(threadIdx.x / 32), warps(blockDim.x / 32), gate_stride(a.size.gates() + 8),
-        residual_stride(a.size.outputs + 8), weights(weights) {
+        residual_stride(a.size.outputs + 8), weights(BackwardWalk(a)) {
     coefficient = reinterpret_cast<float*>(shared);
     row = reinterpret_cast<uint32_t*>(coefficient + kRows);
     tile_longest = row + kRows;
@@ -78,10 +78,7 @@ template <int TILES, typename Weights> struct Backward {
 
   // A slot of the kept buffers, and whether a row has it.
   __device__ __forceinline__ uint32_t slot(uint32_t local) const { return blockIdx.x * kRows + local; }
-  __device__ __forceinline__ bool used(uint32_t local) const { return used(local, blockIdx.x); }
-  __device__ __forceinline__ bool used(uint32_t local, uint32_t block) const {
-    return a.first_slot + block * kRows + local < *a.count;
-  }
+  __device__ __forceinline__ bool used(uint32_t local) const { return a.first_slot + slot(local) < *a.count; }
 
   // The thread's own sums of one tile: dh of `layer`, dc of `layer`, dh from the layer above.
   __device__ __forceinline__ float4* own(uint32_t which, uint32_t group, int tile) {
@@ -133,33 +130,45 @@ template <int TILES, typename Weights> struct Backward {
     }
   }
 
-  // acc += residual * weights of the head, both in two parts.
-  __device__ __forceinline__ void multiply_head(float (&acc)[TILES][4], uint32_t group) {
+  // Sums of products by chain and kind, so that no product waits for the one before: a warp has few tiles, and a sum is 52
+  // steps of three products deep at 200 units.
+  struct Sums {
+    float by[2][3][TILES][4] = {};
+    __device__ __forceinline__ float operator()(int tile, int e) const {
+      float sum = 0;
+#pragma unroll
+      for (int kind = 0; kind < 3; kind++) sum += by[0][kind][tile][e] + by[1][kind][tile][e];
+      return sum;
+    }
+  };
+
+  // sums += residual * weights of the head, both in two parts.
+  __device__ __forceinline__ void multiply_head(Sums& sums, uint32_t group) {
     const uint32_t steps = a.size.outputs / 16;
     const uint4* packed = a.packed + a.size.packed_head_backward() + uint64_t(group) * steps * 32 + at.lane;
 #pragma unroll 4
     for (uint32_t step = 0; step < steps; step++)
-      add_step(acc, residual + step * 16, residual_stride, __ldg(packed + step * 32));
+      add_step(sums.by[0], residual + step * 16, residual_stride, __ldg(packed + step * 32));
   }
 
-  // acc += gate gradients * weights of one matrix and group, both in two parts.
-  __device__ __forceinline__ void multiply(float (&acc)[TILES][4], uint32_t matrix, uint32_t group) {
-    const uint32_t steps = a.size.gates() / 16;
-    weights.each(a.packed + a.size.packed_backward(matrix) + uint64_t(group) * steps * 32, steps / 4,
-                 [&](uint32_t piece, const uint4(&w)[4]) {
+  // sums += gate gradients * weights, which are the walk's next run, both in two parts.
+  __device__ __forceinline__ void multiply(Sums& sums) {
+    weights.each([&](uint32_t piece, const uint4(&w)[4]) {
 #pragma unroll
-                   for (int i = 0; i < 4; i++) add_step(acc, gates + (piece * 4 + i) * 16, gate_stride, w[i]);
-                 });
+      for (int i = 0; i < 4; i++) add_step(sums.by[i % 2], gates + (piece * 4 + i) * 16, gate_stride, w[i]);
+    });
   }
 
-  __device__ __forceinline__ void add_step(float (&acc)[TILES][4], const __nv_bfloat16* rows, uint32_t stride, uint4 w) {
+  __device__ __forceinline__ void add_step(float (&sums)[3][TILES][4], const __nv_bfloat16* rows, uint32_t stride, uint4 w) {
     const uint32_t b_hi[2] = {w.x, w.y}, b_lo[2] = {w.z, w.w};
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) {
       uint32_t hi[4], lo[4];
       load_rows(hi, rows + tile * 16 * stride, stride);
       load_rows(lo, rows + kRows * stride + tile * 16 * stride, stride);
-      mma_split<Bfloats>(acc[tile], hi, lo, b_hi, b_lo);
+      Bfloats::mma(sums[0][tile], lo, b_hi);
+      Bfloats::mma(sums[1][tile], hi, b_lo);
+      Bfloats::mma(sums[2][tile], hi, b_hi);
     }
   }
 
@@ -167,7 +176,7 @@ template <int TILES, typename Weights> struct Backward {
   __device__ __forceinline__ void differentiate(uint32_t layer, uint32_t t) {
     const bool top = layer + 1 == a.size.layers;
     for (uint32_t group = warp; group < a.size.groups(); group += warps) {
-      float from_above[TILES][4] = {};
+      Sums from_above;
       if (top) multiply_head(from_above, group);
 #pragma unroll
       for (int tile = 0; tile < TILES; tile++) {
@@ -178,10 +187,10 @@ template <int TILES, typename Weights> struct Backward {
           low = a.dropout.mask(a.size, row[tile * 16 + at.g], t, layer, group, at.q);
           high = a.dropout.mask(a.size, row[tile * 16 + 8 + at.g], t, layer, group, at.q);
         }
-        const float dh[4] = {hidden.x + (from_above[tile][0] + more.x) * low.x,
-                             hidden.y + (from_above[tile][1] + more.y) * low.y,
-                             hidden.z + (from_above[tile][2] + more.z) * high.x,
-                             hidden.w + (from_above[tile][3] + more.w) * high.y};
+        const float dh[4] = {hidden.x + (from_above(tile, 0) + more.x) * low.x,
+                             hidden.y + (from_above(tile, 1) + more.y) * low.y,
+                             hidden.z + (from_above(tile, 2) + more.z) * high.x,
+                             hidden.w + (from_above(tile, 3) + more.w) * high.y};
         differentiate_tile(layer, t, group, tile, dh);
       }
     }
@@ -246,15 +255,16 @@ template <int TILES, typename Weights> struct Backward {
   // Sends the layer's gate gradients to its own state of the step before and to the layer below.
   __device__ __forceinline__ void send(uint32_t layer) {
     for (uint32_t group = warp; group < a.size.groups(); group += warps) {
-      float back[TILES][4] = {}, down[TILES][4] = {};
-      multiply(back, 2 * layer, group);
-      if (layer > 0) multiply(down, 2 * layer - 1, group);
-#pragma unroll
-      for (int tile = 0; tile < TILES; tile++) {
-        *own(hidden_of(layer), group, tile) = make_float4(back[tile][0], back[tile][1], back[tile][2], back[tile][3]);
-        if (layer > 0) *own(below(), group, tile) = make_float4(down[tile][0], down[tile][1], down[tile][2], down[tile][3]);
-      }
+      send_to(hidden_of(layer), group);
+      if (layer > 0) send_to(below(), group);
     }
+  }
+  __device__ __forceinline__ void send_to(uint32_t which, uint32_t group) {
+    Sums sums;
+    multiply(sums);
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++)
+      *own(which, group, tile) = make_float4(sums(tile, 0), sums(tile, 1), sums(tile, 2), sums(tile, 3));
   }
 
   // Time step t of all layers.
@@ -269,47 +279,25 @@ template <int TILES, typename Weights> struct Backward {
     }
   }
 
-  // A block that shares its weights begins with the last step of either, and may have no rows at all.
   __device__ __forceinline__ void run() {
-    if (!used(0, blockIdx.x / Weights::kBlocks * Weights::kBlocks)) return;
-    const bool idle = !used(0);
-    weights.begin();
-    if (!idle) begin();
+    begin();
     uint32_t longest = 0;
-    for (int tile = 0; tile < TILES && !idle; tile++) longest = max(longest, tile_longest[tile]);
-    for (uint32_t t = weights.larger(longest); t-- > 0;) {
-      if (t < longest) step(t);
-      else weights.pass();
-    }
-    weights.end();
+    for (int tile = 0; tile < TILES; tile++) longest = max(longest, tile_longest[tile]);
+    for (uint32_t t = longest; t-- > 0;) step(t);
   }
 };
 
-// Grid: ceil(slots / (16 * TILES)) blocks of up to 8 warps; shared memory as src/models/lstm/gpu/backward.rs sums it up.
-#define LSTM_BACKWARD(name, TILES)                                                                            \
-  extern "C" __global__ void __launch_bounds__(256, 1) name(const __grid_constant__ LstmBackward arguments) { \
-    SHARED_DYN(unsigned char, shared);                                                                        \
-    FromCache<4, 1> weights;                                                                                  \
-    Backward<TILES, decltype(weights)>(arguments, weights, shared).run();                                     \
+// Grid: ceil(slots / (16 * TILES)) blocks of up to WARPS warps, LSTM_WARPS(WARPS) of them; shared memory as
+// src/models/lstm/gpu/backward.rs sums it up.
+#define LSTM_BACKWARD(name, TILES, WARPS)                                                  \
+  extern "C" __global__ void __launch_bounds__(32 * LSTM_WARPS(WARPS), 1)                  \
+      name(const __grid_constant__ LstmBackward arguments) {                               \
+    SHARED_DYN(unsigned char, shared);                                                     \
+    if (arguments.first_slot + blockIdx.x * 16 * TILES < *arguments.count)                 \
+      Backward<TILES>(arguments, shared).run();                                            \
   }
-LSTM_BACKWARD(lstm_backward_1, 1)
-LSTM_BACKWARD(lstm_backward_2, 2)
-
-// The same for sm_90, in clusters of two blocks: an even number of them.
-#ifdef HAS_COPIES_TO_BLOCKS
-#define LSTM_BACKWARD_PAIR(name, TILES)                                                                       \
-  extern "C" __global__ void __launch_bounds__(256, 1) name(const __grid_constant__ LstmBackward arguments) { \
-    SHARED_DYN(unsigned char, shared);                                                                        \
-    FromPair<4, 4, BackwardWalk> weights(BackwardWalk(arguments), shared);                                    \
-    unsigned char* behind = shared + weights.shared_bytes(blockDim.x / 32);                                   \
-    Backward<TILES, decltype(weights)>(arguments, weights, behind).run();                                     \
-  }
-#else
-#define LSTM_BACKWARD_PAIR(name, TILES) \
-  extern "C" __global__ void name(const __grid_constant__ LstmBackward) { __trap(); }
-#endif
-LSTM_BACKWARD_PAIR(lstm_backward_pair_1, 1)
-LSTM_BACKWARD_PAIR(lstm_backward_pair_2, 2)
+LSTM_BACKWARD(lstm_backward_1, 1, 16)
+LSTM_BACKWARD(lstm_backward_2, 2, 12)
 
 // The rows that have a gradient, in order: order[0 .. *count]. A row of weight 0 is left out unless `all`, and its
 // log-prob is NaN. One block.
@@ -332,6 +320,4 @@ lstm_rows(const float* weights, uint32_t rows, uint32_t all, uint32_t* order, ui
 
 EXPORT_KERNEL(lstm_backward_1)
 EXPORT_KERNEL(lstm_backward_2)
-EXPORT_KERNEL(lstm_backward_pair_1)
-EXPORT_KERNEL(lstm_backward_pair_2)
 EXPORT_KERNEL(lstm_rows)

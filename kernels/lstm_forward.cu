@@ -3,12 +3,11 @@
 //
 // A block owns 16 * TILES sequences from start to end. Hidden states stay in shared memory as fp16 parts (the A operands),
 // cells in shared memory or, where that is too small, in a scratch buffer that the second-level cache holds; only the
-// training mode writes states out. Weights come packed from the second-level cache into registers, on sm_90 through the
-// shared memory of a pair of blocks: the block's warps share out the groups of 8 units, so no weight is read twice by a
-// block, and there is no barrier inside a layer.
+// training mode writes states out. Weights come packed from the second-level cache into registers: the block's warps share
+// out the groups of 8 units, so no weight is read twice by a block, and there is no barrier inside a layer.
 //
 // Work per step and block: 2 * 16 * TILES * (weights) operations, three times that when SPLIT; bytes from the
-// second-level cache: 2 (SPLIT: 4) per weight, for a pair of blocks no more. See kernels/README.md for what that predicts.
+// second-level cache: 2 (SPLIT: 4) per weight. See kernels/README.md for what that predicts.
 #include "common/features.cuh"
 #include "common/lstm.cuh"
 #include "common/reduce.cuh"
@@ -62,8 +61,8 @@ static_assert(sizeof(LstmForward) == 328, "src/models/lstm/gpu/forward.rs has th
 // The order in which a warp takes its groups' weights in one time step: layer 0 has recurrent ones, those above also input
 // ones, which come first.
 struct ForwardWalk {
-  const uint4* packed;
-  LstmSize size;
+  const uint4* const& packed;  // references to the launch's argument, which takes no registers
+  const LstmSize& size;
   WarpGroups groups;
   __device__ __forceinline__ ForwardWalk(const LstmForward& a) : packed(a.packed), size(a.size) {}
   __device__ __forceinline__ uint32_t runs() const { return groups.count(size) * size.matrices(); }
@@ -80,85 +79,85 @@ struct ForwardWalk {
   }
 };
 
-template <int TILES, bool SPLIT, typename Weights> struct Forward {
+// KEEP is the training mode, by itself as what it keeps takes registers.
+template <int TILES, bool SPLIT, bool KEEP, int AHEAD> struct Forward {
   static constexpr int kRows = 16 * TILES, kParts = SPLIT ? 2 : 1;
+  static constexpr uint32_t kLanes = 8;  // of a row in the token step
   const LstmForward& a;
   const Lane at;
   const uint32_t warp, warps, stride, plane_len, logit_stride;
-  Weights& weights;
-  unsigned char* shared;
-  uint32_t spare;             // the buffer of states that is written next
-  double *log_q, *log_model;  // [kRows]
-  __half* planes;             // [layers + 1, and 2 more for dropout][parts][kRows][U + 8]
-  float* apart;               // the logits where a plane is too small for them
-  float* logits;              // [kRows][O + 1]
-  uint32_t *row, *token, *length, *state, *alive;  // [kRows]
-  float* cells;               // [layers][groups][TILES][32 lanes][4]
+  // Of each row, at the start of the block's shared memory.
+  struct Rows {
+    double log_q[kRows], log_model[kRows];
+    uint32_t row[kRows], token[kRows], length[kRows], state[kRows], alive[kRows];
+  };
+  Rows& rows;
+  Stream<2 * kParts, AHEAD, ForwardWalk> weights;
+  uint32_t spare;  // the buffer of states that is written next
+  float* cells;    // [layers][groups][TILES][32 lanes][4]
 
-  // `shared` belongs to the weights as far as `behind`.
-  __device__ __forceinline__ Forward(const LstmForward& a, Weights& weights, unsigned char* shared, uint32_t behind)
+  __device__ __forceinline__ Forward(const LstmForward& a, unsigned char* shared)
       : a(a), warp(threadIdx.x / 32), warps(blockDim.x / 32), stride(a.size.units + 8), plane_len(kRows * stride),
-        logit_stride(a.size.outputs + 1), weights(weights), shared(shared), spare(a.size.layers) {
-    log_q = reinterpret_cast<double*>(shared + behind);
-    log_model = log_q + kRows;
-    planes = reinterpret_cast<__half*>(log_model + kRows);
-    row = reinterpret_cast<uint32_t*>(planes + buffers() * kParts * plane_len);
-    token = row + kRows;
-    length = token + kRows;
-    state = length + kRows;
-    alive = state + kRows;
-    apart = reinterpret_cast<float*>(alive + kRows);
+        logit_stride(a.size.outputs + 1), rows(*reinterpret_cast<Rows*>(shared)), weights(ForwardWalk(a)),
+        spare(a.size.layers) {
     const uint64_t cell_len = uint64_t(a.size.layers) * kRows * a.size.units;
     // kRows * (O + 1) floats: a multiple of 16 bytes as kRows is one of 16.
-    float* rest = apart + (logits_fit_a_plane() ? 0 : kRows * logit_stride);
+    float* rest = apart() + (logits_fit_a_plane() ? 0 : kRows * logit_stride);
     cells = a.cell_in_shared ? rest : a.cell_scratch + blockIdx.x * cell_len;
   }
 
-  // While logits are in use the spare plane is not.
-  __device__ __forceinline__ bool logits_fit_a_plane() const { return 2 * logit_stride <= kParts * stride; }
+  __device__ __forceinline__ uint32_t buffers() const { return a.size.layers + (KEEP && a.dropout.limit ? 3 : 1); }
+  // States, behind the rows: [layers + 1, and 2 more for dropout][parts][kRows][U + 8].
+  __device__ __forceinline__ __half* plane(uint32_t buffer) const {
+    return reinterpret_cast<__half*>(&rows + 1) + buffer * kParts * plane_len;
+  }
 
-  __device__ __forceinline__ uint32_t buffers() const { return a.size.layers + (a.dropout.limit ? 3 : 1); }
-  __device__ __forceinline__ __half* plane(uint32_t buffer) { return planes + buffer * kParts * plane_len; }
+  // While logits, [kRows][O + 1], are in use the spare plane is not; where it is too small for them they lie behind all.
+  __device__ __forceinline__ bool logits_fit_a_plane() const { return 2 * logit_stride <= kParts * stride; }
+  __device__ __forceinline__ float* apart() const { return reinterpret_cast<float*>(plane(buffers())); }
+  __device__ __forceinline__ float* logits() const {
+    return logits_fit_a_plane() ? reinterpret_cast<float*>(plane(spare)) : apart();
+  }
+
   // A slot of the kept buffers, and whether a row has it: all rows have, or those with a coefficient.
   __device__ __forceinline__ uint32_t slot(uint32_t local) const { return blockIdx.x * kRows + local; }
-  __device__ __forceinline__ bool used(uint32_t local) const { return used(local, blockIdx.x); }
-  __device__ __forceinline__ bool used(uint32_t local, uint32_t block) const {
-    return a.first_slot + block * kRows + local < (a.mode == kTrain ? *a.count : a.rows);
+  __device__ __forceinline__ bool used(uint32_t local) const {
+    return a.first_slot + slot(local) < (KEEP ? *a.count : a.rows);
   }
 
   __device__ __forceinline__ void begin() {
     for (uint32_t i = threadIdx.x; i < buffers() * kParts * plane_len / 2; i += blockDim.x)
-      reinterpret_cast<uint32_t*>(planes)[i] = 0;
+      reinterpret_cast<uint32_t*>(plane(0))[i] = 0;
     // Each thread zeroes the cells that it alone will use.
     for (uint32_t group = warp; group < a.size.groups(); group += warps)
       for (uint32_t layer = 0; layer < a.size.layers; layer++)
         for (int tile = 0; tile < TILES; tile++) *cell(layer, group, tile) = make_float4(0, 0, 0, 0);
     for (uint32_t local = threadIdx.x; local < kRows; local += blockDim.x) begin_row(local);
     __syncthreads();
-    if (a.mode == kTrain && threadIdx.x < TILES) {
+    if (KEEP && threadIdx.x < TILES) {
       uint32_t longest = 0;
-      for (int i = 0; i < 16; i++) longest = max(longest, length[threadIdx.x * 16 + i]);
+      for (int i = 0; i < 16; i++) longest = max(longest, rows.length[threadIdx.x * 16 + i]);
       a.tile_steps[slot(threadIdx.x * 16) / 16] = longest;
     }
   }
 
   __device__ __forceinline__ void begin_row(uint32_t local) {
     const bool in_use = used(local);
-    row[local] = !in_use ? 0 : a.mode == kTrain ? a.order[a.first_slot + slot(local)] : slot(local);
-    token[local] = a.bos;
-    state[local] = 0;
-    log_q[local] = log_model[local] = 0;
-    length[local] = !in_use ? 0 : a.mode == kSample ? a.longest : a.lengths[row[local]];
-    if (in_use && (length[local] <= a.given[row[local]] || length[local] > a.longest)) reject(local);
-    alive[local] = length[local] > 0;
+    rows.row[local] = !in_use ? 0 : KEEP ? a.order[a.first_slot + slot(local)] : slot(local);
+    rows.token[local] = a.bos;
+    rows.state[local] = 0;
+    rows.log_q[local] = rows.log_model[local] = 0;
+    rows.length[local] = !in_use ? 0 : a.mode == kSample ? a.longest : a.lengths[rows.row[local]];
+    if (in_use && (rows.length[local] <= a.given[rows.row[local]] || rows.length[local] > a.longest)) reject(local);
+    rows.alive[local] = rows.length[local] > 0;
   }
 
   // A row whose data is out of range: NaN, and noted.
   __device__ __forceinline__ void reject(uint32_t local) {
-    note_fault(a.status, row[local], kBadRow);
-    length[local] = 0;
-    alive[local] = 0;
-    log_q[local] = log_model[local] = NAN;
+    note_fault(a.status, rows.row[local], kBadRow);
+    rows.length[local] = 0;
+    rows.alive[local] = 0;
+    rows.log_q[local] = rows.log_model[local] = NAN;
   }
 
   // The thread's own cells of a tile: rows g and g + 8, two units each.
@@ -174,25 +173,23 @@ template <int TILES, bool SPLIT, typename Weights> struct Forward {
     const uint32_t low[4][2] = {{c.x, c.y}, {c.z, c.w}, {d.x, d.y}, {d.z, d.w}};
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) {
-      uint32_t hi[4], lo[4];
-      load_rows(hi, states + tile * 16 * stride, stride);
+      uint32_t part[4];
       if (SPLIT) {
-        load_rows(lo, states + plane_len + tile * 16 * stride, stride);
+        load_rows(part, states + plane_len + tile * 16 * stride, stride);
 #pragma unroll
-        for (int gate = 0; gate < 4; gate++) Halves::mma(acc[tile][gate], lo, high[gate]);
-#pragma unroll
-        for (int gate = 0; gate < 4; gate++) Halves::mma(acc[tile][gate], hi, low[gate]);
+        for (int gate = 0; gate < 4; gate++) Halves::mma(acc[tile][gate], part, high[gate]);
       }
+      load_rows(part, states + tile * 16 * stride, stride);
 #pragma unroll
-      for (int gate = 0; gate < 4; gate++) Halves::mma(acc[tile][gate], hi, high[gate]);
+      for (int gate = 0; gate < 4 && SPLIT; gate++) Halves::mma(acc[tile][gate], part, low[gate]);
+#pragma unroll
+      for (int gate = 0; gate < 4; gate++) Halves::mma(acc[tile][gate], part, high[gate]);
     }
   }
 
-  // acc += states * weights of one group over all steps.
-  __device__ __forceinline__ void multiply(float (&acc)[TILES][4][4], const __half* states, const uint4* packed) {
-    weights.each(packed, a.size.steps(), [&](uint32_t step, const uint4(&w)[2 * kParts]) {
-      multiply_step(acc, states + step * 16, w);
-    });
+  // acc += states * weights, which are the walk's next run, over all steps.
+  __device__ __forceinline__ void multiply(float (&acc)[TILES][4][4], const __half* states) {
+    weights.each([&](uint32_t step, const uint4(&w)[2 * kParts]) { multiply_step(acc, states + step * 16, w); });
   }
 
   // What the gates start from: the table row of the input token (a one-hot product is a look-up), or the bias.
@@ -202,7 +199,7 @@ template <int TILES, bool SPLIT, typename Weights> struct Forward {
     for (int tile = 0; tile < TILES; tile++)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        const uint64_t line = layer == 0 ? token[tile * 16 + half * 8 + at.g] : 0;
+        const uint64_t line = layer == 0 ? rows.token[tile * 16 + half * 8 + at.g] : 0;
 #pragma unroll
         for (int gate = 0; gate < 4; gate++) {
           const float2 two = __ldg(reinterpret_cast<const float2*>(from + line * a.size.gates() + gate * a.size.units));
@@ -213,18 +210,17 @@ template <int TILES, bool SPLIT, typename Weights> struct Forward {
   }
 
   // c' = f c + i g, h = o tanh(c'), for the thread's two neighbours of one row; new states go to `out`.
-  __device__ __forceinline__ void update(float (&acc)[4][4], uint32_t layer, uint32_t group, int tile, uint32_t t,
-                                         __half* out) {
-    float4 cells_now = *cell(layer, group, tile);
-    float c[4] = {cells_now.x, cells_now.y, cells_now.z, cells_now.w}, h[4];
+  __device__ __forceinline__ void update(float (&acc)[4][4], float4 cells_before, uint32_t layer, uint32_t group, int tile,
+                                         uint32_t t, __half* out) {
+    float c[4] = {cells_before.x, cells_before.y, cells_before.z, cells_before.w}, h[4];
 #pragma unroll
     for (int e = 0; e < 4; e++) {
-      acc[0][e] = sigmoid(acc[0][e]);
-      acc[1][e] = sigmoid(acc[1][e]);
-      acc[2][e] = tanh_of(acc[2][e]);
-      acc[3][e] = sigmoid(acc[3][e]);
+      acc[0][e] = Activation<SPLIT>::sigmoid(acc[0][e]);
+      acc[1][e] = Activation<SPLIT>::sigmoid(acc[1][e]);
+      acc[2][e] = Activation<SPLIT>::tanh(acc[2][e]);
+      acc[3][e] = Activation<SPLIT>::sigmoid(acc[3][e]);
       c[e] = acc[1][e] * c[e] + acc[0][e] * acc[2][e];
-      h[e] = acc[3][e] * tanh_of(c[e]);
+      h[e] = acc[3][e] * Activation<SPLIT>::tanh(c[e]);
     }
     *cell(layer, group, tile) = make_float4(c[0], c[1], c[2], c[3]);
 #pragma unroll
@@ -234,14 +230,14 @@ template <int TILES, bool SPLIT, typename Weights> struct Forward {
       uint32_t* to = reinterpret_cast<uint32_t*>(out + local * stride + unit);
       to[0] = pair.hi;
       if (SPLIT) to[plane_len / 2] = pair.lo;
-      if (a.mode == kTrain) keep(acc, c, h, layer, t, local, unit, half);
-      if (a.dropout.limit) drop(h[2 * half], h[2 * half + 1], layer, group, t, local);
+      if (KEEP) keep(acc, c, h, layer, t, local, unit, half);
+      if (KEEP && a.dropout.limit) drop(h[2 * half], h[2 * half + 1], layer, group, t, local);
     }
   }
 
   // What the layer above sees of two units of one row: behind dropout, in a plane of its own.
   __device__ __forceinline__ void drop(float one, float two, uint32_t layer, uint32_t group, uint32_t t, uint32_t local) {
-    const float2 mask = a.dropout.mask(a.size, row[local], t, layer, group, at.q);
+    const float2 mask = a.dropout.mask(a.size, rows.row[local], t, layer, group, at.q);
     const uint32_t unit = group * 8 + at.q * 2;
     one *= mask.x;
     two *= mask.y;
@@ -270,44 +266,54 @@ template <int TILES, bool SPLIT, typename Weights> struct Forward {
   // One layer of step t: reads `below` (layers above 0) and `before`, writes `after`.
   __device__ __forceinline__ void advance(uint32_t layer, uint32_t t, const __half* below, const __half* before,
                                           __half* after) {
-    const uint64_t group_len = uint64_t(a.size.steps()) * 128;
     for (uint32_t group = warp; group < a.size.groups(); group += warps) {
       float acc[TILES][4][4];
       start(acc, layer, group);
-      if (layer > 0) multiply(acc, below, a.packed + a.size.packed_forward(2 * layer - 1) + group * group_len);
-      multiply(acc, before, a.packed + a.size.packed_forward(2 * layer) + group * group_len);
+      if (layer > 0) multiply(acc, below);
+      multiply(acc, before);
 #pragma unroll
-      for (int tile = 0; tile < TILES; tile++) update(acc[tile], layer, group, tile, t, after);
+      for (int tile = 0; tile < TILES; tile++) update(acc[tile], *cell(layer, group, tile), layer, group, tile, t, after);
     }
   }
 
-  // Logits of the top layer's state; what may not be emitted gets -inf.
+  // Logits of the top layer's state; what may not be emitted gets -inf. A job is a tile of rows and of eight outputs.
   __device__ __forceinline__ void head(const __half* top) {
-    const uint32_t columns = a.size.outputs / 8, steps = a.size.steps();
-    for (uint32_t job = warp; job < columns * TILES; job += warps) {
+    const uint32_t jobs = a.size.outputs / 8 * TILES;
+    for (uint32_t job = warp; job < jobs; job += warps) {
       const uint32_t tile = job % TILES, column = job / TILES, first = column * 8 + at.q * 2;
-      const float* bias = a.parameters + a.size.head_bias() + first;
-      float acc[4] = {bias[0], bias[1], bias[0], bias[1]};
-      const uint4* weights = a.packed + a.size.packed_head() + uint64_t(column) * steps * 32 + at.lane;
-      for (uint32_t step = 0; step < steps; step++, weights += 32) {
-        const uint4 w = __ldg(weights);
-        const uint32_t b_hi[2] = {w.x, w.y}, b_lo[2] = {w.z, w.w};
-        uint32_t hi[4], lo[4];
-        load_rows(hi, top + tile * 16 * stride + step * 16, stride);
-        if (SPLIT) {
-          load_rows(lo, top + plane_len + tile * 16 * stride + step * 16, stride);
-          mma_split<Halves>(acc, hi, lo, b_hi, b_lo);
-        } else {
-          Halves::mma(acc, hi, b_hi);
-        }
+      const __half* states = top + tile * 16 * stride;
+      float acc[kParts + 1][4] = {};  // by product, so that none waits for another
+      const uint4* from = a.packed + a.size.packed_head() + uint64_t(column) * a.size.steps() * 32 + at.lane;
+      for (uint32_t step = 0; step < a.size.steps(); step += kHeadAhead) {
+        uint4 w[kHeadAhead];
+#pragma unroll
+        for (uint32_t k = 0; k < kHeadAhead; k++)
+          if (step + k < a.size.steps()) w[k] = __ldg(from + (step + k) * 32);
+#pragma unroll
+        for (uint32_t k = 0; k < kHeadAhead; k++)
+          if (step + k < a.size.steps()) head_step(acc, states + (step + k) * 16, w[k]);
       }
+      const float2 bias = *reinterpret_cast<const float2*>(a.parameters + a.size.head_bias() + first);
 #pragma unroll
       for (int e = 0; e < 4; e++) {
         const uint32_t v = first + e % 2;
         const bool output = v < a.size.vocab && v != a.bos && v != a.pad;
-        logits[(tile * 16 + e / 2 * 8 + at.g) * logit_stride + v] = output ? acc[e] : -INFINITY;
+        const float z = (e % 2 ? bias.y : bias.x) + (SPLIT ? acc[0][e] + acc[1][e] + acc[kParts][e] : acc[0][e]);
+        logits()[(tile * 16 + e / 2 * 8 + at.g) * logit_stride + v] = output ? z : -INFINITY;
       }
     }
+  }
+  static constexpr uint32_t kHeadAhead = 7;  // steps whose weights are read at once: two times 7 are 208 units
+
+  __device__ __forceinline__ void head_step(float (&acc)[kParts + 1][4], const __half* states, uint4 w) const {
+    const uint32_t b_hi[2] = {w.x, w.y}, b_lo[2] = {w.z, w.w};
+    uint32_t hi[4], lo[4];
+    load_rows(hi, states, stride);
+    Halves::mma(acc[0], hi, b_hi);
+    if (!SPLIT) return;
+    load_rows(lo, states + plane_len, stride);
+    Halves::mma(acc[1], lo, b_hi);
+    Halves::mma(acc[kParts], hi, b_lo);
   }
 
   // A row's logits, with what the guide adds at step t in a state if there is one.
@@ -333,13 +339,23 @@ template <int TILES, bool SPLIT, typename Weights> struct Forward {
     }
   };
 
-  // Over one row by a whole warp.
+  // The rank of this lane among those of its row, and that row's bits of a ballot.
+  __device__ __forceinline__ uint32_t rank() const { return at.lane % kLanes; }
+  __device__ __forceinline__ uint32_t of_row(uint32_t ballot) const {
+    return ballot >> (at.lane - rank()) & ((1u << kLanes) - 1);
+  }
+
+  // Over a row each, by all lanes of a warp.
   __device__ __forceinline__ Softmax softmax(const Logits& logit) const {
     Softmax result{-INFINITY, 0};
-    for (uint32_t v = at.lane; v < a.size.vocab; v += 32) result.max = fmaxf(result.max, logit(v));
-    result.max = warp_max(result.max);
-    for (uint32_t v = at.lane; v < a.size.vocab; v += 32) result.sum += weight(logit(v), result.max);
-    result.sum = warp_sum(result.sum);
+    for (uint32_t v = rank(); v < a.size.vocab; v += kLanes) result.max = fmaxf(result.max, logit(v));
+#pragma unroll
+    for (uint32_t distance = kLanes / 2; distance > 0; distance /= 2)
+      result.max = fmaxf(result.max, __shfl_xor_sync(~0u, result.max, distance));
+    for (uint32_t v = rank(); v < a.size.vocab; v += kLanes) result.sum += weight(logit(v), result.max);
+#pragma unroll
+    for (uint32_t distance = kLanes / 2; distance > 0; distance /= 2)
+      result.sum += __shfl_xor_sync(~0u, result.sum, distance);
     return result;
   }
 
@@ -348,88 +364,98 @@ template <int TILES, bool SPLIT, typename Weights> struct Forward {
     return logit == -INFINITY ? 0.0f : expf(logit - max);
   }
 
-  // The first token whose cumulated weight exceeds uniform * sum; one of weight 0 is never drawn.
-  __device__ __forceinline__ uint32_t pick(const Logits& logit, Softmax softmax, float uniform) const {
+  // The first token whose cumulated weight exceeds uniform * sum; one of weight 0 is never drawn. Rows side by side, until
+  // all that are wanted have theirs.
+  __device__ __forceinline__ uint32_t pick(const Logits& logit, Softmax softmax, float uniform, bool wanted) const {
     const float threshold = uniform * softmax.sum;
     float before = 0;
     uint32_t last = 0;
-    for (uint32_t first = 0; first < a.size.vocab; first += 32) {
-      const uint32_t v = first + at.lane;
+    for (uint32_t first = 0; first < a.size.vocab && __any_sync(~0u, wanted); first += kLanes) {
+      const uint32_t v = first + rank();
       const float own = v < a.size.vocab ? weight(logit(v), softmax.max) : 0.0f;
       float cumulated = own;
 #pragma unroll
-      for (uint32_t distance = 1; distance < 32; distance *= 2) {
-        const float lower = __shfl_up_sync(~0u, cumulated, distance);
-        if (at.lane >= distance) cumulated += lower;
+      for (uint32_t distance = 1; distance < kLanes; distance *= 2) {
+        const float lower = __shfl_up_sync(~0u, cumulated, distance, kLanes);
+        if (rank() >= distance) cumulated += lower;
       }
       cumulated += before;
-      const uint32_t possible = __ballot_sync(~0u, own > 0), beyond = __ballot_sync(~0u, own > 0 && cumulated > threshold);
-      if (beyond) return first + __ffs(beyond) - 1;
-      if (possible) last = first + 31 - __clz(possible);
-      before = __shfl_sync(~0u, cumulated, 31);
+      const uint32_t possible = of_row(__ballot_sync(~0u, own > 0));
+      const uint32_t beyond = of_row(__ballot_sync(~0u, own > 0 && cumulated > threshold));
+      if (wanted && (beyond | possible)) last = first + (beyond ? __ffs(beyond) - 1 : 31 - __clz(possible));
+      wanted &= !beyond;
+      before = __shfl_sync(~0u, cumulated, kLanes - 1, kLanes);
     }
     return last;
   }
 
-  // The token step of one row, by a whole warp: score or draw, unless the token is of the context; then the next input.
+  // The token step of the rows that a warp takes side by side: score or draw, unless the token is of the context; then the
+  // next input. A row that has ended comes along, as the lanes of a warp go together.
   __device__ __forceinline__ void token_step(uint32_t local, uint32_t t) {
-    const uint64_t sequence = uint64_t(row[local]) * a.longest;
-    const bool given = t < a.given[row[local]], draws = a.mode == kSample && !given;
-    uint32_t emitted = draws ? 0 : a.tokens[sequence + t];
-    if (emitted >= a.size.vocab) {
-      __syncwarp();  // mutation: a lane that then reads that the row is dead does the same; the thread sanitizer sees it
-      if (at.lane == 0) reject(local);
-      if (a.mode == kTrain) keep_nothing(local, t);
+    bool live = rows.alive[local];
+    if (!__any_sync(~0u, live)) {
+      if (KEEP) keep_nothing(local, t);
       return;
     }
-    const uint32_t in_state = state[local];
-    const Logits plain{a, logits + local * logit_stride, t, in_state, false};
+    const uint64_t sequence = uint64_t(rows.row[local]) * a.longest;
+    const bool given = live && t < a.given[rows.row[local]], draws = live && a.mode == kSample && !given;
+    uint32_t emitted = live && !draws ? a.tokens[sequence + t] : 0;
+    const bool bad = emitted >= a.size.vocab;
+    if (bad) live = false, emitted = 0;
+    const uint32_t in_state = rows.state[local];
+    const Logits plain{a, logits() + local * logit_stride, t, in_state, false};
     const Logits drawn{a, plain.z, t, in_state, a.next != nullptr};
     const Softmax model = softmax(plain), q = drawn.guided ? softmax(drawn) : model;
-    if (draws) emitted = pick(drawn, q, uniform(local, t));
-    if (a.mode == kTrain) keep_residual(local, t, plain.z, model, emitted, given);
-    __syncwarp();  // mutation: orders what the lanes read before lane 0's writes; only the thread sanitizer sees that
-    if (at.lane != 0) return;
-    if (!given) log_model[local] += model.log_prob(plain(emitted)), log_q[local] += q.log_prob(drawn(emitted));
-    if (drawn.guided) state[local] = a.next[uint64_t(in_state) * a.classes + a.class_of[emitted]];
+    if (a.mode == kSample) {
+      const uint32_t picked = pick(drawn, q, draws ? uniform(local, t) : 0, draws);
+      if (draws) emitted = picked;
+    }
+    if (KEEP && live) keep_residual(local, t, plain.z, model, emitted, given);
+    if (KEEP && !live) keep_nothing(local, t);
+    __syncwarp();  // mutation: orders what the lanes read before the first one's writes; only the thread sanitizer sees that
+    if (rank() != 0) return;
+    if (bad) reject(local);
+    if (!live) return;
+    if (!given) rows.log_model[local] += model.log_prob(plain(emitted)), rows.log_q[local] += q.log_prob(drawn(emitted));
+    if (drawn.guided) rows.state[local] = a.next[uint64_t(in_state) * a.classes + a.class_of[emitted]];
     if (draws) a.tokens[sequence + t] = emitted;
-    if (draws && emitted == a.eos) length[local] = t + 1;
-    token[local] = emitted;
-    alive[local] = t + 1 < length[local];
+    if (draws && emitted == a.eos) rows.length[local] = t + 1;
+    rows.token[local] = emitted;
+    rows.alive[local] = t + 1 < rows.length[local];
   }
 
   __device__ __forceinline__ float uniform(uint32_t local, uint32_t t) const {
-    return to_unit(philox(a.seed, a.first + *a.skip + row[local], t, a.purpose).x);
+    return to_unit(philox(a.seed, a.first + *a.skip + rows.row[local], t, a.purpose).x);
   }
 
   // A token of the context has no gradient of its own.
   __device__ __forceinline__ void keep_residual(uint32_t local, uint32_t t, const float* z, Softmax model, uint32_t emitted,
                                                 bool given) {
     const uint64_t index = uint64_t(t) * a.capacity + slot(local);
-    for (uint32_t v = at.lane; v < a.size.outputs; v += 32) {
+    for (uint32_t v = rank(); v < a.size.outputs; v += kLanes) {
       const float p = v < a.size.vocab ? weight(z[v], model.max) / model.sum : 0.0f;
       a.residual[index * a.size.outputs + v] = given ? 0.0f : (v == emitted ? 1.0f : 0.0f) - p;
     }
-    if (at.lane == 0) a.inputs[index] = token[local];
+    if (rank() == 0) a.inputs[index] = rows.token[local];
   }
 
   // A row that has ended: no gradient, and any valid input token.
   __device__ __forceinline__ void keep_nothing(uint32_t local, uint32_t t) {
     const uint64_t index = uint64_t(t) * a.capacity + slot(local);
-    for (uint32_t v = at.lane; v < a.size.outputs; v += 32) a.residual[index * a.size.outputs + v] = 0;
-    if (at.lane == 0) a.inputs[index] = a.pad;
+    for (uint32_t v = rank(); v < a.size.outputs; v += kLanes) a.residual[index * a.size.outputs + v] = 0;
+    if (rank() == 0) a.inputs[index] = a.pad;
   }
 
   __device__ __forceinline__ void finish() {
     for (uint32_t local = warp; local < kRows; local += warps) {
       if (!used(local)) continue;
-      const uint64_t sequence = uint64_t(row[local]) * a.longest;
+      const uint64_t sequence = uint64_t(rows.row[local]) * a.longest;
       if (a.mode == kSample)
-        for (uint32_t t = length[local] + at.lane; t < a.longest; t += 32) a.tokens[sequence + t] = a.pad;
+        for (uint32_t t = rows.length[local] + at.lane; t < a.longest; t += 32) a.tokens[sequence + t] = a.pad;
       if (at.lane != 0) continue;
-      if (a.mode == kSample) a.lengths[row[local]] = length[local];
-      if (a.mode == kSample) a.log_model[row[local]] = log_model[local];
-      a.log_q[row[local]] = log_q[local];
+      if (a.mode == kSample) a.lengths[rows.row[local]] = rows.length[local];
+      if (a.mode == kSample) a.log_model[rows.row[local]] = rows.log_model[local];
+      a.log_q[rows.row[local]] = rows.log_q[local];
     }
   }
 
@@ -439,10 +465,10 @@ template <int TILES, bool SPLIT, typename Weights> struct Forward {
     __syncthreads();  // the rows are written, and what was read of them here
     const uint32_t first = blockIdx.x * kRows;
     const features::Tokens<uint32_t> batch{a.tokens, a.lengths, min(a.rows, first + kRows), a.longest, a.eos};
-    features::of_drawn_rows(a.drawn, batch, first, a.size.vocab, reinterpret_cast<uint32_t*>(shared), a.status);
+    features::of_drawn_rows(a.drawn, batch, first, a.size.vocab, reinterpret_cast<uint32_t*>(&rows), a.status);
   }
 
-  // Time step t; whether a row of this warp goes on, in lane 0. Each layer writes to the spare buffer and leaves its old one
+  // Time step t; whether a row of this warp goes on, in the first lane of each row. Each layer writes to the spare buffer and leaves its old one
   // as the next spare, so the layers' states follow the spare in order, modulo layers + 1.
   __device__ __forceinline__ bool step(uint32_t t) {
     const __half* below = nullptr;
@@ -450,73 +476,46 @@ template <int TILES, bool SPLIT, typename Weights> struct Forward {
       const uint32_t before = (spare + 1) % (a.size.layers + 1);
       advance(layer, t, below, plane(before), plane(spare));
       __syncthreads();
-      below = a.dropout.limit ? dropped_plane(layer) : plane(spare);
+      below = KEEP && a.dropout.limit ? dropped_plane(layer) : plane(spare);
       spare = before;
     }
-    logits = logits_fit_a_plane() ? reinterpret_cast<float*>(plane(spare)) : apart;
     head(below);
     __syncthreads();
     bool any = false;
-    for (uint32_t local = warp; local < kRows; local += warps) {
-      if (alive[local]) token_step(local, t);
-      else if (a.mode == kTrain) keep_nothing(local, t);
-      any |= at.lane == 0 && alive[local];  // lane 0 wrote it
+    for (uint32_t local = threadIdx.x / kLanes; local < kRows; local += blockDim.x / kLanes) {
+      token_step(local, t);
+      any |= rank() == 0 && rows.alive[local];  // this lane wrote it
     }
     return any;
   }
 
-  // A block that shares its weights goes on as long as the other does, and may have no rows at all.
   __device__ __forceinline__ void run() {
-    if (!used(0, blockIdx.x / Weights::kBlocks * Weights::kBlocks)) return;
-    const bool idle = !used(0, blockIdx.x);
-    weights.begin();
-    if (!idle) begin();
-    for (uint32_t t = 0; t < a.longest; t++) {
-      bool any = false;
-      if (idle) weights.pass();
-      else any = step(t);
-      if (!weights.larger(__syncthreads_or(any))) break;
-    }
-    weights.end();
-    if (idle) return;
+    begin();
+    for (uint32_t t = 0; t < a.longest; t++)
+      if (!__syncthreads_or(step(t))) break;
     finish();
     if (a.drawn.phi) walk();
   }
 };
 
-// Grid: ceil(rows / (16 * TILES)) blocks of up to 8 warps; shared memory as src/models/lstm/gpu/forward.rs sums it up.
-#define LSTM_FORWARD(name, TILES, SPLIT, AHEAD)                                                              \
-  extern "C" __global__ void __launch_bounds__(256, 1) name(const __grid_constant__ LstmForward arguments) { \
-    SHARED_DYN(unsigned char, shared);                                                                       \
-    FromCache<(SPLIT ? 4 : 2), AHEAD> weights;                                                               \
-    Forward<TILES, SPLIT, decltype(weights)>(arguments, weights, shared, 0).run();                           \
+// Grid: ceil(rows / (16 * TILES)) blocks of up to WARPS warps, LSTM_WARPS(WARPS) of them; shared memory as
+// src/models/lstm/gpu/forward.rs sums it up.
+#define LSTM_FORWARD(name, TILES, SPLIT, KEEP, WARPS, AHEAD)                                            \
+  extern "C" __global__ void __launch_bounds__(32 * LSTM_WARPS(WARPS), 1)                               \
+      name(const __grid_constant__ LstmForward arguments) {                                             \
+    SHARED_DYN(unsigned char, shared);                                                                  \
+    const uint32_t rows = KEEP ? *arguments.count : arguments.rows;                                     \
+    if (arguments.first_slot + blockIdx.x * 16 * TILES < rows)                                          \
+      Forward<TILES, SPLIT, KEEP, AHEAD>(arguments, shared).run();                                      \
   }
-LSTM_FORWARD(lstm_forward_split_1, 1, true, 2)
-LSTM_FORWARD(lstm_forward_split_2, 2, true, 2)
-LSTM_FORWARD(lstm_forward_split_4, 4, true, 2)
-LSTM_FORWARD(lstm_forward_plain_1, 1, false, 4)
-LSTM_FORWARD(lstm_forward_plain_2, 2, false, 4)
-LSTM_FORWARD(lstm_forward_plain_4, 4, false, 4)
-
-// The same for sm_90, in clusters of two blocks: an even number of them. STAGES pieces a warp in shared memory.
-#ifdef HAS_COPIES_TO_BLOCKS
-#define LSTM_FORWARD_PAIR(name, TILES, SPLIT, STAGES)                                                        \
-  extern "C" __global__ void __launch_bounds__(256, 1) name(const __grid_constant__ LstmForward arguments) { \
-    SHARED_DYN(unsigned char, shared);                                                                       \
-    FromPair<(SPLIT ? 4 : 2), STAGES, ForwardWalk> weights(ForwardWalk(arguments), shared);                  \
-    const uint32_t behind = weights.shared_bytes(blockDim.x / 32);                                           \
-    Forward<TILES, SPLIT, decltype(weights)>(arguments, weights, shared, behind).run();                      \
-  }
-#else
-#define LSTM_FORWARD_PAIR(name, TILES, SPLIT, STAGES) \
-  extern "C" __global__ void name(const __grid_constant__ LstmForward) { __trap(); }
-#endif
-LSTM_FORWARD_PAIR(lstm_forward_pair_split_1, 1, true, 4)
-LSTM_FORWARD_PAIR(lstm_forward_pair_split_2, 2, true, 4)
-LSTM_FORWARD_PAIR(lstm_forward_pair_split_4, 4, true, 3)
-LSTM_FORWARD_PAIR(lstm_forward_pair_plain_1, 1, false, 8)
-LSTM_FORWARD_PAIR(lstm_forward_pair_plain_2, 2, false, 8)
-LSTM_FORWARD_PAIR(lstm_forward_pair_plain_4, 4, false, 4)
+LSTM_FORWARD(lstm_forward_split_1, 1, true, false, 16, 2)
+LSTM_FORWARD(lstm_forward_split_2, 2, true, false, 12, 2)
+LSTM_FORWARD(lstm_forward_split_4, 4, true, false, 12, 2)
+LSTM_FORWARD(lstm_forward_plain_1, 1, false, false, 16, 4)
+LSTM_FORWARD(lstm_forward_plain_2, 2, false, false, 12, 4)
+LSTM_FORWARD(lstm_forward_plain_4, 4, false, false, 12, 3)
+LSTM_FORWARD(lstm_forward_keep_1, 1, true, true, 12, 2)
+LSTM_FORWARD(lstm_forward_keep_2, 2, true, true, 8, 2)
 
 EXPORT_KERNEL(lstm_forward_split_1)
 EXPORT_KERNEL(lstm_forward_split_2)
@@ -524,9 +523,5 @@ EXPORT_KERNEL(lstm_forward_split_4)
 EXPORT_KERNEL(lstm_forward_plain_1)
 EXPORT_KERNEL(lstm_forward_plain_2)
 EXPORT_KERNEL(lstm_forward_plain_4)
-EXPORT_KERNEL(lstm_forward_pair_split_1)
-EXPORT_KERNEL(lstm_forward_pair_split_2)
-EXPORT_KERNEL(lstm_forward_pair_split_4)
-EXPORT_KERNEL(lstm_forward_pair_plain_1)
-EXPORT_KERNEL(lstm_forward_pair_plain_2)
-EXPORT_KERNEL(lstm_forward_pair_plain_4)
+EXPORT_KERNEL(lstm_forward_keep_1)
+EXPORT_KERNEL(lstm_forward_keep_2)

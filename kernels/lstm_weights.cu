@@ -2,7 +2,7 @@
 //
 // Every block of parameters is out[k, n] = sum over (step, slot) of left[k] * right[n], where right holds gate gradients
 // (or the head's residual) and left a state, a one-hot input token, or 1 (a bias). A slab is 16 slots at one step: the
-// depth of one mma. A block of threads owns 128 x 64 outputs and one run of slabs; runs are fixed by the number of
+// depth of one mma. A block of threads owns 128 x 128 outputs, a warp 32 x 64 of them, and one run of slabs; runs are fixed by the number of
 // slots, and their sums are folded in order, so that results do not depend on the machine.
 #include "common/lstm.cuh"
 #include "common/split.cuh"
@@ -28,100 +28,106 @@ struct LstmWeights {
 };
 static_assert(sizeof(LstmWeightJob) == 40 && sizeof(LstmWeights) == 64, "src/models/lstm/gpu/weights.rs");
 
-constexpr int kOutRows = 128, kOutColumns = 64, kThreads = 256;
-constexpr int kLeftStride = kOutRows + 8, kRightStride = kOutColumns + 8;
-constexpr int kSlab = 16 * (kLeftStride + kRightStride);  // one part of a slab in shared memory
+constexpr int kOut = 128, kThreads = 256;
+constexpr int kStride = kOut + 8, kOperand = 16 * kStride;
+constexpr int kSlab = 2 * kOperand;  // one part of a slab in shared memory: left, then right
 
 struct Outer {
   const LstmWeights& a;
   LstmWeightJob job;
   uint32_t k0, n0;
-  __nv_bfloat16* slabs;  // [2 buffers][2 parts][left 16 x 136, right 16 x 72]
-  float left[8], right[4];
+  __nv_bfloat16* slabs;  // [2 buffers][2 parts][left, right][16][kStride]
+  float left[8], right[8];
 
   __device__ __forceinline__ Outer(const LstmWeights& a, __nv_bfloat16* slabs) : a(a), slabs(slabs) {
     uint32_t number = 0;
     while (number + 1 < a.job_count && a.jobs[number + 1].first_block <= blockIdx.x) number++;
     job = a.jobs[number];
-    const uint32_t block = blockIdx.x - job.first_block, across = (job.columns + kOutColumns - 1) / kOutColumns;
-    k0 = block / across * kOutRows;
-    n0 = block % across * kOutColumns;
+    const uint32_t block = blockIdx.x - job.first_block, across = (job.columns + kOut - 1) / kOut;
+    k0 = block / across * kOut;
+    n0 = block % across * kOut;
   }
 
-  // Reads one slab into registers: 8 neighbours of left and 4 of right per thread.
+  // Where the warp's outputs begin in those of the block.
+  __device__ __forceinline__ uint32_t warp_row() const { return threadIdx.x / 64 * 32; }
+  __device__ __forceinline__ uint32_t warp_column() const { return threadIdx.x / 32 % 2 * 64; }
+
+  // Reads one slab into registers: 8 neighbours of left and of right per thread.
   __device__ __forceinline__ void fetch(uint32_t t, uint32_t tile) {
-    const uint64_t first = uint64_t(t) * a.capacity + tile * 16;
-    const uint32_t slot = threadIdx.x / 16, k = k0 + threadIdx.x % 16 * 8, n = n0 + threadIdx.x % 16 * 4;
-#pragma unroll
-    for (int i = 0; i < 8; i++) left[i] = 0;
-    if (job.kind == kState && k < job.rows) {
-      const float4* from = reinterpret_cast<const float4*>(job.left + (first + slot) * job.rows + k);
-      const float4 one = from[0], two = from[1];
-      left[0] = one.x, left[1] = one.y, left[2] = one.z, left[3] = one.w;
-      left[4] = two.x, left[5] = two.y, left[6] = two.z, left[7] = two.w;
-    } else if (job.kind != kState) {
-      const uint32_t hot = job.kind == kOneHot ? a.inputs[first + slot] : 0;
+    const uint64_t slot = uint64_t(t) * a.capacity + tile * 16 + threadIdx.x / 16;
+    const uint32_t k = k0 + threadIdx.x % 16 * 8, n = n0 + threadIdx.x % 16 * 8;
+    if (job.kind == kState) {
+      read(left, job.left + slot * job.rows + k, k < job.rows);
+    } else {
+      const uint32_t hot = job.kind == kOneHot ? a.inputs[slot] : 0;
 #pragma unroll
       for (int i = 0; i < 8; i++) left[i] = k + i == hot ? 1.0f : 0.0f;
     }
-    float4 value = make_float4(0, 0, 0, 0);
-    if (n < job.columns) value = *reinterpret_cast<const float4*>(job.right + (first + slot) * job.columns + n);
-    right[0] = value.x, right[1] = value.y, right[2] = value.z, right[3] = value.w;
+    read(right, job.right + slot * job.columns + n, n < job.columns);
+  }
+  static __device__ __forceinline__ void read(float (&to)[8], const float* from, bool inside) {
+    const float4 zero = make_float4(0, 0, 0, 0), *eight = reinterpret_cast<const float4*>(from);
+    const float4 one = inside ? eight[0] : zero, two = inside ? eight[1] : zero;
+    to[0] = one.x, to[1] = one.y, to[2] = one.z, to[3] = one.w;
+    to[4] = two.x, to[5] = two.y, to[6] = two.z, to[7] = two.w;
   }
 
   // Writes the registers to a buffer in two parts.
   __device__ __forceinline__ void store(uint32_t buffer) {
-    const uint32_t slot = threadIdx.x / 16, lane = threadIdx.x % 16;
-    uint32_t* to = reinterpret_cast<uint32_t*>(slabs + buffer * 2 * kSlab + slot * kLeftStride + lane * 8);
+    __nv_bfloat16* to = slabs + buffer * 2 * kSlab + threadIdx.x / 16 * kStride + threadIdx.x % 16 * 8;
+    write_parts(to, left);
+    write_parts(to + kOperand, right);
+  }
+  static __device__ __forceinline__ void write_parts(__nv_bfloat16* to, const float (&from)[8]) {
+    Pair pair[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const Pair pair = split_pair<Bfloats>(left[2 * i], left[2 * i + 1]);
-      to[i] = pair.hi;
-      to[kSlab / 2 + i] = pair.lo;
-    }
-    to = reinterpret_cast<uint32_t*>(slabs + buffer * 2 * kSlab + 16 * kLeftStride + slot * kRightStride + lane * 4);
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const Pair pair = split_pair<Bfloats>(right[2 * i], right[2 * i + 1]);
-      to[i] = pair.hi;
-      to[kSlab / 2 + i] = pair.lo;
-    }
+    for (int i = 0; i < 4; i++) pair[i] = split_pair<Bfloats>(from[2 * i], from[2 * i + 1]);
+    *reinterpret_cast<uint4*>(to) = make_uint4(pair[0].hi, pair[1].hi, pair[2].hi, pair[3].hi);
+    *reinterpret_cast<uint4*>(to + kSlab) = make_uint4(pair[0].lo, pair[1].lo, pair[2].lo, pair[3].lo);
   }
 
-  // acc += left^T * right of one slab: 16 rows of outputs per warp, all 64 columns. The slab lies slot by slot, so both
-  // operands are read transposed.
-  __device__ __forceinline__ void multiply(float (&acc)[8][4], uint32_t buffer) {
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  // acc += left^T * right of one slab. The slab lies slot by slot, so both operands are read transposed. Warps whose rows
+  // the job does not have, as it is a bias or a short table, have nothing to do.
+  __device__ __forceinline__ void multiply(float (&acc)[2][8][4], uint32_t buffer) {
+    if (k0 + warp_row() >= job.rows) return;
+    const uint32_t lane = threadIdx.x % 32;
     const __nv_bfloat16* slab = slabs + buffer * 2 * kSlab;
-    const uint32_t left_at = (lane % 8 + lane / 16 * 8) * kLeftStride + warp * 16 + lane / 8 % 2 * 8;
-    uint32_t a_hi[4], a_lo[4];
-    dev::ldmatrix_x4_trans(a_hi, slab + left_at);
-    dev::ldmatrix_x4_trans(a_lo, slab + kSlab + left_at);
+    uint32_t a_hi[2][4], a_lo[2][4];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const uint32_t at = (lane % 8 + lane / 16 * 8) * kStride + warp_row() + half * 16 + lane / 8 % 2 * 8;
+      dev::ldmatrix_x4_trans(a_hi[half], slab + at);
+      dev::ldmatrix_x4_trans(a_lo[half], slab + kSlab + at);
+    }
 #pragma unroll
     for (int pair = 0; pair < 4; pair++) {
-      const uint32_t at = 16 * kLeftStride + (lane % 8 + lane / 8 % 2 * 8) * kRightStride + pair * 16 + lane / 16 * 8;
+      const uint32_t at = kOperand + (lane % 16) * kStride + warp_column() + pair * 16 + lane / 16 * 8;
       uint32_t hi[4], lo[4];
       dev::ldmatrix_x4_trans(hi, slab + at);
       dev::ldmatrix_x4_trans(lo, slab + kSlab + at);
       const uint32_t hi0[2] = {hi[0], hi[1]}, hi1[2] = {hi[2], hi[3]}, lo0[2] = {lo[0], lo[1]}, lo1[2] = {lo[2], lo[3]};
-      mma_split<Bfloats>(acc[2 * pair], a_hi, a_lo, hi0, lo0);
-      mma_split<Bfloats>(acc[2 * pair + 1], a_hi, a_lo, hi1, lo1);
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        mma_split<Bfloats>(acc[half][2 * pair], a_hi[half], a_lo[half], hi0, lo0);
+        mma_split<Bfloats>(acc[half][2 * pair + 1], a_hi[half], a_lo[half], hi1, lo1);
+      }
     }
   }
 
   // The sums of this launch's outputs, added to those of the launch before where there is one.
-  __device__ __forceinline__ void write(const float (&acc)[8][4]) {
+  __device__ __forceinline__ void write(const float (&acc)[2][8][4]) {
     const Lane at;
     float* out = a.sums + blockIdx.y * a.parameters + job.out;
 #pragma unroll
     for (int tile = 0; tile < 8; tile++)
 #pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const uint32_t k = k0 + threadIdx.x / 32 * 16 + half * 8 + at.g, n = n0 + tile * 8 + at.q * 2;
+      for (int part = 0; part < 4; part++) {
+        const uint32_t k = k0 + warp_row() + part * 8 + at.g, n = n0 + warp_column() + tile * 8 + at.q * 2;
         if (k >= job.rows || n >= job.columns) continue;
+        const float* sum = acc[part / 2][tile] + part % 2 * 2;
         float2* to = reinterpret_cast<float2*>(out + uint64_t(k) * job.columns + n);
         const float2 old = a.accumulate ? *to : make_float2(0, 0);
-        *to = make_float2(old.x + acc[tile][2 * half], old.y + acc[tile][2 * half + 1]);
+        *to = make_float2(old.x + sum[0], old.y + sum[1]);
       }
   }
 
@@ -130,7 +136,7 @@ struct Outer {
     const uint32_t tiles = (used + 15) / 16, share = (tiles + gridDim.y - 1) / gridDim.y;
     const uint32_t end = min(tiles, (blockIdx.y + 1) * share);
     uint32_t tile = blockIdx.y * share, t = 0, buffer = 0;
-    float acc[8][4] = {};
+    float acc[2][8][4] = {};
     // A tile in use has at least one step, unless all its rows were rejected.
     while (tile < end && a.tile_steps[tile] == 0) tile++;
     if (tile < end) fetch(t, tile);

@@ -31,6 +31,13 @@ DEV_FN float exp2_approx(float x) {
   return y;
 }
 
+// tanh x to 2^-11.
+DEV_FN float tanh_approx(float x) {
+  float y;
+  asm("tanh.approx.f32 %0,%1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // The address of shared memory as PTX takes it.
 DEV_FN uint32_t smem(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 

@@ -52,6 +52,13 @@ struct LstmSize {
   }
 };
 
+// Warps of a block: as many as registers allow. Elsewhere than on sm_90 ptxas finds fewer of them to do without spilling.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 100 != 9
+#define LSTM_WARPS(most) 8
+#else
+#define LSTM_WARPS(most) most
+#endif
+
 // The groups of 8 units that a warp works on: every warps-th from `warp` on.
 struct WarpGroups {
   uint32_t warp, warps;
@@ -70,6 +77,16 @@ struct Lane {
 // to +inf and the quotient to 0, never to NaN.
 DEV_FN float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 DEV_FN float tanh_of(float x) { return 1.0f - __fdividef(2.0f, 1.0f + __expf(2.0f * x)); }
+
+// In split precision as above; in plain 16 bits, whose own rounding is as large, in half of the special functions.
+template <bool EXACT> struct Activation {
+  static __device__ __forceinline__ float sigmoid(float x) { return ::sigmoid(x); }
+  static __device__ __forceinline__ float tanh(float x) { return tanh_of(x); }
+};
+template <> struct Activation<false> {
+  static __device__ __forceinline__ float sigmoid(float x) { return 0.5f * dev::tanh_approx(0.5f * x) + 0.5f; }
+  static __device__ __forceinline__ float tanh(float x) { return dev::tanh_approx(x); }
+};
 
 // The A operand of one k16 step: 16 rows from `row`, 16 columns, of a plane in shared memory with `stride` values a row.
 template <typename Part> DEV_FN void load_rows(uint32_t (&a)[4], const Part* plane, uint32_t stride) {

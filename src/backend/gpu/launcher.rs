@@ -287,28 +287,16 @@ kernels! {
     LstmForwardPlain2 = "lstm_forward_plain_2",
     /// `lstm_forward.cu`: plain 16-bit, 64 rows a block.
     LstmForwardPlain4 = "lstm_forward_plain_4",
-    /// `lstm_forward.cu`: split precision, 16 rows a block, weights shared by a pair of blocks.
-    LstmForwardPairSplit1 = "lstm_forward_pair_split_1",
-    /// `lstm_forward.cu`: split precision, 32 rows a block, weights shared by a pair of blocks.
-    LstmForwardPairSplit2 = "lstm_forward_pair_split_2",
-    /// `lstm_forward.cu`: split precision, 64 rows a block, weights shared by a pair of blocks.
-    LstmForwardPairSplit4 = "lstm_forward_pair_split_4",
-    /// `lstm_forward.cu`: plain 16-bit, 16 rows a block, weights shared by a pair of blocks.
-    LstmForwardPairPlain1 = "lstm_forward_pair_plain_1",
-    /// `lstm_forward.cu`: plain 16-bit, 32 rows a block, weights shared by a pair of blocks.
-    LstmForwardPairPlain2 = "lstm_forward_pair_plain_2",
-    /// `lstm_forward.cu`: plain 16-bit, 64 rows a block, weights shared by a pair of blocks.
-    LstmForwardPairPlain4 = "lstm_forward_pair_plain_4",
+    /// `lstm_forward.cu`: split precision with everything kept for a gradient, 16 rows a block.
+    LstmForwardKeep1 = "lstm_forward_keep_1",
+    /// `lstm_forward.cu`: split precision with everything kept for a gradient, 32 rows a block.
+    LstmForwardKeep2 = "lstm_forward_keep_2",
     /// `lstm_backward.cu`: the rows that have a gradient.
     LstmRows = "lstm_rows",
     /// `lstm_backward.cu`: 16 slots a block.
     LstmBackward1 = "lstm_backward_1",
     /// `lstm_backward.cu`: 32 slots a block.
     LstmBackward2 = "lstm_backward_2",
-    /// `lstm_backward.cu`: 16 slots a block, weights shared by a pair of blocks.
-    LstmBackwardPair1 = "lstm_backward_pair_1",
-    /// `lstm_backward.cu`: 32 slots a block, weights shared by a pair of blocks.
-    LstmBackwardPair2 = "lstm_backward_pair_2",
     /// `lstm_weights.cu`: outer products.
     LstmWeights = "lstm_weights",
     /// `lstm_weights.cu`: the sum over runs.

@@ -71,6 +71,12 @@ inline float exp2_approx(float x) {
   return y < 0x1p-126f ? 0.0f : y;
 }
 
+// Eleven bits of the result, as a GPU has.
+inline float tanh_approx(float x) {
+  const uint32_t bits = __float_as_uint(tanhf(x));
+  return __uint_as_float((bits + 0x800) & ~0xFFFu);
+}
+
 inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                               emu::Site at = emu::Site::current()) {
   emu::Mma argument{d, a, b};

@@ -81,6 +81,7 @@ CONFORMANCE_KERNEL(conform_arithmetic) {
   rows.put(uint32_t(signbit(-0.0f)) * 8 + uint32_t(isfinite(f * INFINITY)) * 4 + uint32_t(isinf(INFINITY)) * 2 +
            uint32_t(isnan(NAN)));
   rows.put(__float_as_uint(dev::exp2_approx(f * 4)));
+  rows.put(uint32_t(fabsf(dev::tanh_approx(f / 16) - tanhf(f / 16)) <= 0x1p-10f * fabsf(tanhf(f / 16))));
   const double a = 1.0 + 0x1p-30;  // a fused product and difference would leave 2^-60
   rows.put(uint32_t(dev::mul_rn(a, a) - (1.0 + 0x1p-29) == 0));
 }

@@ -168,7 +168,7 @@ mod cases {
         let min_max = |t: usize| (of(t).min(7) * 1000 + of(t).max(-7)) as u32;
         let power = |t: usize| if of(t) * 4 < -126 { 0 } else { 2f32.powi(of(t) * 4).to_bits() };
         expect_rows(
-            &run("conform_arithmetic", Grid::new(1, 64), &v, 512),
+            &run("conform_arithmetic", Grid::new(1, 64), &v, 576),
             &[
                 &min_max,
                 &min_max,
@@ -177,6 +177,7 @@ mod cases {
                 &|t| (of(t) * 4 + 4) as u32,
                 &|_| 11,
                 &power,
+                &|_| 1,
                 &|_| 1,
             ],
         );

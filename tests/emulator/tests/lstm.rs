@@ -141,39 +141,6 @@ fn cells_beyond_shared_memory() {
     cases::gradients_agree_with_the_oracle_per_block(&gpu);
 }
 
-/// Blocks of a device with clusters share their weights unless told otherwise; a block alone does not. The bits are the same.
-#[test]
-fn pairs_of_blocks_read_what_one_reads() {
-    use ebm_dpg::backend::gpu::Kernel::*;
-    let space = Space::new(3, 5).unwrap();
-    let (lstm, weights) = (lstm(space, 2, 16), noise(4, 70));
-    for schedule in Schedule::all() {
-        let run = |shared: bool| {
-            let emulator = Emulator::new(schedule).unwrap();
-            let gpu = Gpu::new(emulator.clone()).unwrap();
-            let mut lstm = lstm.to_gpu(&gpu).unwrap().shared_weights(shared);
-            let batch = upload(&gpu, space, &sequences(space, 70));
-            emulator.take_launches();
-            let log_probs = gradient(&gpu, &mut lstm, &batch, &weights, None);
-            let launched = emulator.take_launches();
-            let bits: Vec<u64> = log_probs.iter().map(|value| value.to_bits()).collect();
-            (bits, lstm.gradients().unwrap(), launched)
-        };
-        // 70 rows: on one multiprocessor two blocks of 64, on four five of 16, whose last pair has one block with rows.
-        let (pairs, alone) = (run(true), run(false));
-        assert!(pairs.0 == alone.0 && pairs.1 == alone.1, "{schedule:?}");
-        let shared = [LstmForwardPairSplit1, LstmForwardPairSplit2, LstmForwardPairSplit4];
-        assert!(pairs.2.iter().any(|kernel| shared.contains(kernel)), "{:?}", pairs.2);
-        assert!(pairs.2.iter().any(|kernel| [LstmBackwardPair1, LstmBackwardPair2].contains(kernel)), "{:?}", pairs.2);
-        assert!(alone.2.iter().all(|kernel| !format!("{kernel:?}").contains("Pair")), "{:?}", alone.2);
-        let emulator = Emulator::new(schedule).unwrap();
-        let gpu = Gpu::new(emulator.clone()).unwrap();
-        score(&gpu, &mut lstm.to_gpu(&gpu).unwrap(), &upload(&gpu, space, &sequences(space, 16)));
-        let block = emulator.take_launches();
-        assert!(block.iter().all(|kernel| !format!("{kernel:?}").contains("Pair")), "{block:?}");
-    }
-}
-
 #[test]
 fn a_network_beyond_shared_memory_is_an_error() {
     let gpu = Gpu::new(Emulator::new(Schedule::Forward).unwrap().limited(Limits::new(1 << 10, 1, 80))).unwrap();

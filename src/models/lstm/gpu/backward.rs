@@ -1,22 +1,18 @@
 //! The weighted gradient: rows that have one, forward with everything kept, back through time, parameter sums
 //! (`kernels/lstm_backward.cu`, `kernels/lstm_weights.cu`).
 
-use super::forward::TRAIN;
+use super::GpuLstm;
+use super::forward::{Pass, TRAIN, grid};
 use super::layout::{Dropout, Size, TILE};
 use super::weights::{Jobs, Kept, RUNS};
-use super::{GpuLstm, pair};
 use crate::backend::Memory;
 use crate::backend::gpu::{Argument, Gpu, GpuBuffer, GpuView, GpuViewMut, Grid, Kernel, Launcher, arguments};
 use crate::error::{Error, Result};
-use crate::models::{Coefficients, Precision, Weighting};
+use crate::models::{Coefficients, Weighting};
 use crate::tokens::{Batch, Space};
 
 /// The most bytes that one launch keeps of its slots; more rows go in several launches.
 const KEPT_BYTES: usize = 2 << 30;
-
-/// Packs of a lane in a piece of shared weights, and places for pieces a warp, as in `kernels/lstm_backward.cu`.
-const PACKS: usize = 4;
-const STAGES: usize = 4;
 
 /// Slots come in multiples of the largest block of rows.
 const SLOTS: usize = 4 * TILE;
@@ -191,7 +187,7 @@ impl<L: Launcher> GpuLstm<L> {
         argument.dropped = training.dropped.address();
         argument.dropout = dropout;
         // SAFETY: the batch has `rows` rows, the kept buffers `capacity` slots, a multiple of a block's rows.
-        unsafe { self.launch_forward(argument, slots, Precision::Split) }
+        unsafe { self.launch_forward(argument, slots, Pass::Keep) }
     }
 
     fn send_back(
@@ -237,16 +233,8 @@ impl<L: Launcher> GpuLstm<L> {
             unused: 0,
             dropout,
         };
-        let blocks = slots.div_ceil(tiles * TILE);
-        let with_weights = shared_bytes(size, tiles) + pair::shared_bytes(size, PACKS, STAGES);
-        let pairs = pair::is_possible(limits, blocks) && with_weights <= limits.shared_bytes;
-        let kernel = match (tiles, pairs) {
-            (1, false) => Kernel::LstmBackward1,
-            (_, false) => Kernel::LstmBackward2,
-            (1, true) => Kernel::LstmBackwardPair1,
-            (_, true) => Kernel::LstmBackwardPair2,
-        };
-        let grid = pair::grid(size, blocks, pairs).shared(if pairs { with_weights } else { shared_bytes(size, tiles) });
+        let (kernel, warps) = if tiles == 1 { (Kernel::LstmBackward1, 16) } else { (Kernel::LstmBackward2, 12) };
+        let grid = grid(size, slots.div_ceil(tiles * TILE), warps, limits).shared(shared_bytes(size, tiles));
         // lstm_backward_*(const LstmBackward arguments)
         // SAFETY: the buffers have the sizes that the kernel's header gives, for `capacity` slots and the batch's rows.
         unsafe { self.gpu.launch(kernel, grid, &[Argument::Struct(bytemuck::bytes_of(&argument))]) }

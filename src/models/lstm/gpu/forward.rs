@@ -1,8 +1,8 @@
 //! Launches of `kernels/lstm_forward.cu`: sampling, scoring, and scoring for a gradient.
 
 use super::layout::{Dropout, Size, TILE};
-use super::{GpuLstm, Precision, pair};
-use crate::backend::gpu::{Argument, Gpu, Kernel, Launcher, Limits};
+use super::{GpuLstm, Precision};
+use crate::backend::gpu::{Argument, Gpu, Grid, Kernel, Launcher, Limits};
 use crate::error::{Error, Result};
 use crate::features::{DrawnRows, FeatureOutput};
 
@@ -56,22 +56,61 @@ pub(super) const SAMPLE: u32 = 0;
 pub(super) const SCORE: u32 = 1;
 pub(super) const TRAIN: u32 = 2;
 
+/// Which of the kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pass {
+    /// Sampling and scoring.
+    Read(Precision),
+    /// Scoring for a gradient, with everything kept that goes back through time.
+    Keep,
+}
+
+impl Pass {
+    fn parts(self) -> usize {
+        if self == Pass::Read(Precision::Half) { 1 } else { 2 }
+    }
+
+    /// Tiles of 16 rows that a block can have.
+    fn most_tiles(self) -> usize {
+        if self == Pass::Keep { 2 } else { 4 }
+    }
+
+    /// The kernel for blocks of so many tiles, and their most warps.
+    fn kernel(self, tiles: usize) -> (Kernel, usize) {
+        use Kernel::*;
+        match (self, tiles) {
+            (Pass::Read(Precision::Split), 1) => (LstmForwardSplit1, 16),
+            (Pass::Read(Precision::Split), 2) => (LstmForwardSplit2, 12),
+            (Pass::Read(Precision::Split), _) => (LstmForwardSplit4, 12),
+            (Pass::Read(Precision::Half), 1) => (LstmForwardPlain1, 16),
+            (Pass::Read(Precision::Half), 2) => (LstmForwardPlain2, 12),
+            (Pass::Read(Precision::Half), _) => (LstmForwardPlain4, 12),
+            (Pass::Keep, 1) => (LstmForwardKeep1, 12),
+            (Pass::Keep, _) => (LstmForwardKeep2, 8),
+        }
+    }
+}
+
+/// `blocks` blocks of as many warps as there are groups of 8 units, at most `most`, as `LSTM_WARPS` of
+/// `kernels/common/lstm.cuh` has it.
+pub(super) fn grid(size: Size, blocks: usize, most: usize, limits: Limits) -> Grid {
+    let most = if limits.capability / 10 == 9 { most } else { 8 };
+    Grid::new(blocks as u32, 32 * (size.units() / 8).min(most) as u32)
+}
+
 /// How a launch is cut into blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Plan {
     tiles: usize,
-    /// Whether two blocks share their weights.
-    pairs: bool,
     shared_bytes: usize,
     cell_in_shared: bool,
 }
 
 impl Plan {
     /// The largest blocks that fit and still keep half of the multiprocessors busy, as a block of more rows reads the same
-    /// weights; in pairs where the device has clusters and the shared memory room.
-    fn new(size: Size, precision: Precision, dropout: bool, rows: usize, limits: Limits) -> Result<Plan> {
-        let state = |tiles: usize| state_bytes(size, precision, dropout, tiles);
-        let with_weights = |tiles: usize| state(tiles) + pair_bytes(size, precision, tiles);
+    /// weights.
+    fn new(size: Size, pass: Pass, dropout: bool, rows: usize, limits: Limits) -> Result<Plan> {
+        let state = |tiles: usize| state_bytes(size, pass, dropout, tiles);
         if state(1) > limits.shared_bytes {
             let expected = format!("what fits into {} bytes of shared memory", limits.shared_bytes);
             let got = format!("{} bytes (hidden {}, vocab {})", state(1), size.units, size.vocab);
@@ -79,52 +118,25 @@ impl Plan {
         }
         let blocks = |tiles: usize| rows.div_ceil(tiles * TILE);
         let busy = |tiles: usize| state(tiles) <= limits.shared_bytes && 2 * blocks(tiles) >= limits.multiprocessors;
-        let tiles = [4, 2].into_iter().find(|&tiles| busy(tiles)).unwrap_or(1);
-        let pairs = pair::is_possible(limits, blocks(tiles)) && with_weights(tiles) <= limits.shared_bytes;
-        let bytes = if pairs { with_weights(tiles) } else { state(tiles) };
-        let cells = 4 * size.layers() * tiles * TILE * size.units();
+        let tiles = [4, 2].into_iter().find(|&tiles| tiles <= pass.most_tiles() && busy(tiles)).unwrap_or(1);
+        let (bytes, cells) = (state(tiles), 4 * size.layers() * tiles * TILE * size.units());
         let cell_in_shared = bytes + cells <= limits.shared_bytes;
-        Ok(Plan { tiles, pairs, shared_bytes: bytes + if cell_in_shared { cells } else { 0 }, cell_in_shared })
+        Ok(Plan { tiles, shared_bytes: bytes + if cell_in_shared { cells } else { 0 }, cell_in_shared })
     }
 
     /// Rows of a block.
     fn rows(self) -> usize {
         self.tiles * TILE
     }
-
-    fn kernel(self, precision: Precision) -> Kernel {
-        use Kernel::*;
-        let kernels = match (precision, self.pairs) {
-            (Precision::Split, false) => [LstmForwardSplit1, LstmForwardSplit2, LstmForwardSplit4],
-            (Precision::Half, false) => [LstmForwardPlain1, LstmForwardPlain2, LstmForwardPlain4],
-            (Precision::Split, true) => [LstmForwardPairSplit1, LstmForwardPairSplit2, LstmForwardPairSplit4],
-            (Precision::Half, true) => [LstmForwardPairPlain1, LstmForwardPairPlain2, LstmForwardPairPlain4],
-        };
-        kernels[self.tiles / 2]
-    }
 }
 
-fn parts(precision: Precision) -> usize {
-    if precision == Precision::Split { 2 } else { 1 }
-}
-
-/// Shared memory of a block without its cells and its weights: two log-probs and five words per row, the states, and a row of
+/// Shared memory of a block without its cells: two log-probs and five words per row, the states, and a row of
 /// logits per row unless a plane of states, of which one is always spare, has room for them.
-fn state_bytes(size: Size, precision: Precision, dropout: bool, tiles: usize) -> usize {
-    let plane = 2 * parts(precision) * (size.units() + 8);
+fn state_bytes(size: Size, pass: Pass, dropout: bool, tiles: usize) -> usize {
+    let plane = 2 * pass.parts() * (size.units() + 8);
     let logits = 4 * (size.outputs() + 1);
     let planes = (size.layers() + if dropout { 3 } else { 1 }) * plane;
     tiles * TILE * (16 + 20 + planes + if logits <= plane { 0 } else { logits })
-}
-
-/// Shared memory of a block for the weights that it shares: as many places a warp as `kernels/lstm_forward.cu` has.
-fn pair_bytes(size: Size, precision: Precision, tiles: usize) -> usize {
-    let stages = match (precision, tiles) {
-        (Precision::Split, 4) => 3,
-        (Precision::Half, 1 | 2) => 8,
-        _ => 4,
-    };
-    pair::shared_bytes(size, 2 * parts(precision), stages)
 }
 
 impl<L: Launcher> GpuLstm<L> {
@@ -156,7 +168,7 @@ impl<L: Launcher> GpuLstm<L> {
             return Ok(None);
         }
         let limits = self.limits();
-        let plan = Plan::new(self.size, self.sampling, false, rows, limits)?;
+        let plan = Plan::new(self.size, Pass::Read(self.sampling), false, rows, limits)?;
         let room = plan.shared_bytes.max(limits.shared_bytes / 4);
         Ok(DrawnRows::new(features.table, &features.phi, plan.rows(), room, limits.shared_bytes))
     }
@@ -165,13 +177,9 @@ impl<L: Launcher> GpuLstm<L> {
     ///
     /// # Safety
     /// The addresses in `argument` are of memory of the sizes that the kernel's header gives.
-    pub(super) unsafe fn launch_forward(
-        &mut self,
-        mut argument: Forward,
-        rows: usize,
-        precision: Precision,
-    ) -> Result<()> {
-        let plan = Plan::new(self.size, precision, argument.dropout.is_some(), rows, self.limits())?;
+    pub(super) unsafe fn launch_forward(&mut self, mut argument: Forward, rows: usize, pass: Pass) -> Result<()> {
+        let limits = self.limits();
+        let plan = Plan::new(self.size, pass, argument.dropout.is_some(), rows, limits)?;
         let blocks = rows.div_ceil(plan.rows());
         if !plan.cell_in_shared {
             let len = blocks * self.size.layers() * plan.rows() * self.size.units();
@@ -179,10 +187,11 @@ impl<L: Launcher> GpuLstm<L> {
         }
         argument.cell_in_shared = plan.cell_in_shared.into();
         let shared_bytes = plan.shared_bytes.max(argument.drawn.shared_bytes(plan.rows()));
-        let grid = pair::grid(self.size, blocks, plan.pairs).shared(shared_bytes);
+        let (kernel, warps) = pass.kernel(plan.tiles);
+        let grid = grid(self.size, blocks, warps, limits).shared(shared_bytes);
         // lstm_forward_*(const LstmForward arguments)
         // SAFETY: the argument is the kernel's struct; scratch and shared memory have the sizes it counts on.
-        unsafe { self.gpu.launch(plan.kernel(precision), grid, &[Argument::Struct(bytemuck::bytes_of(&argument))]) }
+        unsafe { self.gpu.launch(kernel, grid, &[Argument::Struct(bytemuck::bytes_of(&argument))]) }
     }
 }
 
@@ -190,38 +199,33 @@ impl<L: Launcher> GpuLstm<L> {
 mod tests {
     use super::*;
 
-    fn plan(precision: Precision, units: u32, rows: usize, limits: Limits) -> Result<Plan> {
+    fn plan(pass: Pass, units: u32, rows: usize, limits: Limits) -> Result<Plan> {
         let size = Size { layers: 2, units, vocab: 30, outputs: 32 };
-        Plan::new(size, precision, false, rows, limits)
+        Plan::new(size, pass, false, rows, limits)
     }
 
     const A100: Limits = Limits { shared_bytes: 163 << 10, multiprocessors: 108, capability: 80 };
     const H200: Limits = Limits { shared_bytes: 227 << 10, multiprocessors: 132, capability: 90 };
 
+    const SPLIT: Pass = Pass::Read(Precision::Split);
+
     #[test]
     fn blocks_are_as_large_as_shared_memory_and_the_batch_allow() {
-        let split = |units, rows| plan(Precision::Split, units, rows, H200).unwrap();
+        let split = |units, rows| plan(SPLIT, units, rows, H200).unwrap();
         assert_eq!((split(208, 1 << 20).tiles, split(208, 1 << 20).cell_in_shared), (4, false));
         assert_eq!((split(208, 2112).tiles, split(208, 2112).cell_in_shared), (2, true));
         assert_eq!(split(208, 100).tiles, 1);
-        assert!(plan(Precision::Split, 4096, 100, H200).is_err());
-        assert_eq!(plan(Precision::Split, 208, 1 << 20, A100).unwrap().tiles, 2);
+        assert!(plan(SPLIT, 4096, 100, H200).is_err());
+        assert_eq!(plan(SPLIT, 208, 1 << 20, A100).unwrap().tiles, 2);
+        let plain = plan(Pass::Read(Precision::Half), 208, 1 << 20, H200).unwrap();
+        assert!(plain.cell_in_shared && plain.tiles == 4, "cells fit beside the states");
+        assert_eq!(plan(Pass::Keep, 208, 1 << 20, H200).unwrap().tiles, 2);
     }
 
     #[test]
-    fn blocks_share_weights_where_there_are_clusters_and_a_second_block() {
-        let pairs = |precision, rows, limits| plan(precision, 208, rows, limits).unwrap().pairs;
-        for precision in [Precision::Split, Precision::Half] {
-            assert!(pairs(precision, 1 << 20, H200) && pairs(precision, 2048, H200) && pairs(precision, 17, H200));
-            assert!(!pairs(precision, 16, H200) && !pairs(precision, 1 << 20, A100));
-            assert!(!pairs(precision, 1 << 20, Limits { capability: 100, ..H200 }));
-        }
-        let plain = plan(Precision::Half, 208, 1 << 20, H200).unwrap();
-        assert!(plain.cell_in_shared && plain.tiles == 4, "cells and four places a warp fit beside the states");
-        // No room for places: the block reads its weights alone.
-        let tight = Limits { shared_bytes: 100 << 10, ..H200 };
-        let plan = plan(Precision::Split, 208, 1 << 20, tight).unwrap();
-        assert_eq!((plan.tiles, plan.pairs), (2, false));
+    fn blocks_have_a_warp_for_each_group_of_units_as_far_as_registers_go() {
+        let threads = |units, limits| grid(Size { layers: 2, units, vocab: 30, outputs: 32 }, 1, 12, limits).threads;
+        assert_eq!([threads(208, H200), threads(48, H200), threads(208, A100)], [12 * 32, 6 * 32, 8 * 32]);
     }
 
     #[test]

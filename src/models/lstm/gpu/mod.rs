@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use self::forward::{SAMPLE, SCORE};
+use self::forward::{Pass, SAMPLE, SCORE};
 use self::layout::Size;
 use super::{Lstm, LstmBackend, LstmShape, description};
 use crate::adam::{AdamKernel, AdamOptions, AdamState, GradientNorms};
@@ -22,7 +22,6 @@ use crate::tokens::{Batch, Space};
 mod backward;
 mod forward;
 mod layout;
-mod pair;
 mod weights;
 
 /// How a GPU multiplies states by weights.
@@ -44,8 +43,6 @@ pub struct GpuLstm<L: Launcher> {
     size: Size,
     /// What samples are drawn with; scores and gradients are always split.
     sampling: Precision,
-    /// Whether pairs of blocks share the weights that they read.
-    shared_weights: bool,
     parameters: GpuBuffer<L, f32>,
     packed: GpuBuffer<L, u32>,
     gradient: GpuBuffer<L, f32>,
@@ -78,16 +75,8 @@ impl<L: Launcher> GpuLstm<L> {
         GpuLstm { sampling: precision, ..self }
     }
 
-    /// Whether pairs of blocks share the weights that they read, on devices of compute capability 9.x: as it is unless told
-    /// otherwise, and for measuring what that brings. Every result has the same bits either way.
-    pub fn shared_weights(self, shared: bool) -> Self {
-        GpuLstm { shared_weights: shared, ..self }
-    }
-
-    /// What the device offers, as far as this network is to use it.
     fn limits(&self) -> Limits {
-        let limits = self.gpu.launcher().limits();
-        if self.shared_weights { limits } else { limits.without_clusters() }
+        self.gpu.launcher().limits()
     }
 
     /// The network's size.
@@ -130,7 +119,6 @@ impl<L: Launcher> GpuLstm<L> {
             shape,
             size,
             sampling: Precision::Split,
-            shared_weights: true,
             parameters: gpu.zeros(size.parameters(), "LSTM parameters")?,
             packed: gpu.zeros(size.packed_words(), "packed LSTM weights")?,
             gradient: gpu.zeros(size.parameters(), "LSTM gradient")?,
@@ -194,7 +182,7 @@ impl<L: Launcher> GpuLstm<L> {
         argument.drawn = drawn.unwrap_or(bytemuck::Zeroable::zeroed());
         set_guide(&mut argument, guide);
         // SAFETY: the batch has `rows` rows in the model's space, the outputs as many values, φ as many rows of the table's.
-        unsafe { self.launch_forward(argument, batch.rows, self.sampling) }
+        unsafe { self.launch_forward(argument, batch.rows, Pass::Read(self.sampling)) }
     }
 
     fn score_rows(
@@ -213,7 +201,7 @@ impl<L: Launcher> GpuLstm<L> {
         argument.log_q = log_probs.address();
         set_guide(&mut argument, guide);
         // SAFETY: the batch has `rows` rows in the model's space, the output as many values.
-        unsafe { self.launch_forward(argument, batch.rows, Precision::Split) }
+        unsafe { self.launch_forward(argument, batch.rows, Pass::Read(Precision::Split)) }
     }
 }
 
@@ -339,7 +327,6 @@ impl<L: Launcher> Policy<Gpu<L>> for GpuLstm<L> {
 
     fn try_clone(&self) -> Result<Self> {
         let mut clone = GpuLstm::zero(&self.gpu, self.space, self.shape)?.sampling(self.sampling);
-        clone.shared_weights = self.shared_weights;
         clone.copy_from(self)?;
         self.gpu.copy(&self.adam.first, &mut clone.adam.first)?;
         self.gpu.copy(&self.adam.second, &mut clone.adam.second)?;

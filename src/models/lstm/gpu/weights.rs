@@ -8,8 +8,8 @@ use crate::error::Result;
 /// Runs of slabs whose sums are folded in order.
 pub(super) const RUNS: usize = 16;
 
-const OUT_ROWS: usize = 128;
-const OUT_COLUMNS: usize = 64;
+/// Rows and columns of a block's outputs.
+const OUT: usize = 128;
 
 const STATE: u32 = 0;
 const ONE_HOT: u32 = 1;
@@ -77,7 +77,7 @@ impl<L: Launcher> Jobs<L> {
         let mut add = |kind, left, right, out: usize, rows: usize, columns: usize| {
             let (out, rows_, columns_) = (out as u64, rows as u32, columns as u32);
             jobs.push(Job { left, right, out, kind, rows: rows_, columns: columns_, first_block: blocks });
-            blocks += (rows.div_ceil(OUT_ROWS) * columns.div_ceil(OUT_COLUMNS)) as u32;
+            blocks += (rows.div_ceil(OUT) * columns.div_ceil(OUT)) as u32;
         };
         for layer in 0..size.layers() {
             if layer == 0 {
