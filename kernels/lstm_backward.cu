@@ -1,8 +1,8 @@
 // lstm_backward.cu -- back-propagation through time of the weighted log-probs that lstm_forward kept.
 //
-// A block owns 16 * TILES slots from their last step to the first. Gate gradients replace the kept activations in
-// device memory, where lstm_weights.cu reads them, and lie in shared memory as bf16 parts, the A operands of the
-// products that send them to the step before and to the layer below. What a thread accumulates for a unit only that
+// A block owns 16 * TILES slots from their last step to the first. Gate gradients lie in shared memory as bf16 parts, the A
+// operands of the products that send them to the step before and to the layer below; the same parts replace the kept
+// activations in device memory, where lstm_weights.cu reads them. What a thread accumulates for a unit only that
 // thread reads again, so those sums need no barrier and no shared layout.
 #include "common/coefficient.cuh"
 #include "common/lstm.cuh"
@@ -24,8 +24,8 @@ struct LstmBackward {
   const double* shift;         // null, or one value
   const double* log_probs;     // [rows]: finished log pi
   const float* cell;           // as in lstm_forward
-  float* gates;                // in: activations; out: gradients of the pre-activations
-  float* residual;             // in: onehot - softmax; out: times the coefficient
+  float* gates;                // in: activations; out: gradients of the pre-activations, a row of each as two parts
+  float* residual;             // in: onehot - softmax; out: times the coefficient, a row as two parts
   float* sums;                 // [blocks, 2 layers + 1, rows of a block, U]: dh per layer, dc per layer, dh below
   double alpha;
   float scale;                 // of all kinds of coefficients but those given
@@ -79,6 +79,8 @@ template <int TILES> struct Backward {
   // A slot of the kept buffers, and whether a row has it.
   __device__ __forceinline__ uint32_t slot(uint32_t local) const { return blockIdx.x * kRows + local; }
   __device__ __forceinline__ bool used(uint32_t local) const { return a.first_slot + slot(local) < *a.count; }
+  // Its row among those kept of a step, or of a layer's step.
+  __device__ __forceinline__ uint64_t kept(uint64_t step, uint32_t local) const { return step * a.capacity + slot(local); }
 
   // The thread's own sums of one tile: dh of `layer`, dc of `layer`, dh from the layer above.
   __device__ __forceinline__ float4* own(uint32_t which, uint32_t group, int tile) {
@@ -111,17 +113,16 @@ template <int TILES> struct Backward {
     __syncthreads();
   }
 
-  // The step's residual times the coefficients, back to memory and as an operand.
+  // The step's residual times the coefficients as an operand.
   __device__ __forceinline__ void load_residual(uint32_t t) {
     const uint32_t pairs = a.size.outputs / 2;
     for (uint32_t i = threadIdx.x; i < kRows * pairs; i += blockDim.x) {
       const uint32_t local = i / pairs, column = i % pairs * 2;
       float2 two = make_float2(0, 0);
       if (t < tile_longest[local / 16]) {
-        float2* from = reinterpret_cast<float2*>(a.residual + (uint64_t(t) * a.capacity + slot(local)) * a.size.outputs + column);
+        const float2* from = reinterpret_cast<const float2*>(a.residual + kept(t, local) * a.size.outputs + column);
         const float by = coefficient[local];
         if (by != 0) two = make_float2(from->x * by, from->y * by);
-        *from = two;
       }
       const Pair pair = split_pair<Bfloats>(two.x, two.y);
       uint32_t* to = reinterpret_cast<uint32_t*>(residual + local * residual_stride + column);
@@ -208,18 +209,15 @@ template <int TILES> struct Backward {
       const float* cell = a.cell + ((step + layer) * capacity + slot(local)) * units + unit;
       const float2 before = *reinterpret_cast<const float2*>(cell);
       const float2 after = *reinterpret_cast<const float2*>(cell + capacity * units);
-      float* kept = a.gates + (step * capacity + slot(local)) * a.size.gates() + unit;
+      const float* activations = a.gates + kept(step, local) * a.size.gates() + unit;
       float2 gate[4];
 #pragma unroll
-      for (int i = 0; i < 4; i++) gate[i] = *reinterpret_cast<const float2*>(kept + i * units);
+      for (int i = 0; i < 4; i++) gate[i] = *reinterpret_cast<const float2*>(activations + i * units);
       float one[4] = {gate[0].x, gate[1].x, gate[2].x, gate[3].x}, two[4] = {gate[0].y, gate[1].y, gate[2].y, gate[3].y};
       differentiate_cell(one, dh[2 * half], dc[2 * half], before.x, after.x);
       differentiate_cell(two, dh[2 * half + 1], dc[2 * half + 1], before.y, after.y);
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        *reinterpret_cast<float2*>(kept + i * units) = make_float2(one[i], two[i]);
-        set_gates(local, i * units + unit, one[i], two[i]);
-      }
+      for (int i = 0; i < 4; i++) set_gates(local, i * units + unit, one[i], two[i]);
     }
     *own_cell = make_float4(dc[0], dc[1], dc[2], dc[3]);
   }
@@ -267,13 +265,25 @@ template <int TILES> struct Backward {
       *own(which, group, tile) = make_float4(sums(tile, 0), sums(tile, 1), sums(tile, 2), sums(tile, 3));
   }
 
+  // Rows of an operand, [2 parts][kRows][stride] with so many columns in use, to where a step's are kept, each as its parts.
+  __device__ __forceinline__ void copy_out(const __nv_bfloat16* rows, uint32_t stride, uint32_t columns, uint64_t step, float* to) {
+    const uint32_t packs = columns / 8;
+    for (uint32_t i = threadIdx.x; i < 2 * kRows * packs; i += blockDim.x) {
+      const uint32_t line = i / packs, part = line / kRows, local = line % kRows, pack = i % packs;
+      uint4* row = reinterpret_cast<uint4*>(to + kept(step, local) * columns);
+      row[part * packs + pack] = *reinterpret_cast<const uint4*>(rows + line * stride + pack * 8);
+    }
+  }
+
   // Time step t of all layers.
   __device__ __forceinline__ void step(uint32_t t) {
     load_residual(t);
     __syncthreads();
+    copy_out(residual, residual_stride, a.size.outputs, t, a.residual);
     for (uint32_t layer = a.size.layers; layer-- > 0;) {
       differentiate(layer, t);
       __syncthreads();
+      copy_out(gates, gate_stride, a.size.gates(), uint64_t(layer) * a.longest + t, a.gates);
       send(layer);
       __syncthreads();
     }

@@ -45,13 +45,13 @@ struct LstmForward {
   const float* log_end;
   float* cell_scratch;    // [blocks, layers, rows of a block, U]
   // Kept for back-propagation, slots row-major inside a step:
-  float* hidden;          // [layers, longest + 1, capacity, U]; step 0 is zero
-  float* cell;            // the same
+  __nv_bfloat16* hidden;  // [layers, longest + 1, capacity, 2 parts, U]; step 0 is zero
+  float* cell;            // [layers, longest + 1, capacity, U]; step 0 is zero
   float* gates;           // [layers, longest, capacity, 4, U]: activations
   float* residual;        // [longest, capacity, O]: onehot - softmax
   uint32_t* inputs;       // [longest, capacity]
   uint32_t* tile_steps;   // [capacity / 16]: steps of the longest of 16 slots
-  float* dropped;         // [layers, longest, capacity, U]: states behind dropout, where there is any
+  __nv_bfloat16* dropped; // [layers, longest, capacity, 2 parts, U]: states behind dropout, where there is any
   Dropout dropout;        // training
   features::DrawnRows drawn;  // sampling
   unsigned long long* status;
@@ -245,8 +245,14 @@ template <int TILES, bool SPLIT, bool KEEP, int AHEAD> struct Forward {
     uint32_t* to = reinterpret_cast<uint32_t*>(dropped_plane(layer) + local * stride + unit);
     to[0] = pair.hi;
     if (SPLIT) to[plane_len / 2] = pair.lo;
-    const uint64_t step = uint64_t(layer) * a.longest + t;
-    *reinterpret_cast<float2*>(a.dropped + (step * a.capacity + slot(local)) * a.size.units + unit) = make_float2(one, two);
+    keep_parts(a.dropped, (uint64_t(layer) * a.longest + t) * a.capacity + slot(local), unit, one, two);
+  }
+  // Two units of one slot's row of states.
+  __device__ __forceinline__ void keep_parts(__nv_bfloat16* states, uint64_t row, uint32_t unit, float one, float two) {
+    const Pair pair = split_pair<Bfloats>(one, two);
+    uint32_t* to = reinterpret_cast<uint32_t*>(states + row * 2 * a.size.units + unit);
+    to[0] = pair.hi;
+    to[a.size.units / 2] = pair.lo;
   }
   // A layer reads the plane below while it writes its own: two take turns.
   __device__ __forceinline__ __half* dropped_plane(uint32_t layer) { return plane(a.size.layers + 1 + layer % 2); }
@@ -254,9 +260,9 @@ template <int TILES, bool SPLIT, bool KEEP, int AHEAD> struct Forward {
   __device__ __forceinline__ void keep(const float (&gates)[4][4], const float (&c)[4], const float (&h)[4],
                                        uint32_t layer, uint32_t t, uint32_t local, uint32_t unit, int half) {
     const uint64_t step = uint64_t(layer) * a.longest + t, capacity = a.capacity, units = a.size.units;
-    const uint64_t after = ((step + layer + 1) * capacity + slot(local)) * units + unit;
-    *reinterpret_cast<float2*>(a.cell + after) = make_float2(c[2 * half], c[2 * half + 1]);
-    *reinterpret_cast<float2*>(a.hidden + after) = make_float2(h[2 * half], h[2 * half + 1]);
+    const uint64_t after = (step + layer + 1) * capacity + slot(local);
+    *reinterpret_cast<float2*>(a.cell + after * units + unit) = make_float2(c[2 * half], c[2 * half + 1]);
+    keep_parts(a.hidden, after, unit, h[2 * half], h[2 * half + 1]);
     float* to = a.gates + (step * capacity + slot(local)) * a.size.gates() + unit;
 #pragma unroll
     for (int gate = 0; gate < 4; gate++)
@@ -303,7 +309,7 @@ template <int TILES, bool SPLIT, bool KEEP, int AHEAD> struct Forward {
       }
     }
   }
-  static constexpr uint32_t kHeadAhead = 7;  // steps whose weights are read at once: two times 7 are 208 units
+  static constexpr uint32_t kHeadAhead = 5;  // steps whose weights are read at once: three times 5 cover 208 units
 
   __device__ __forceinline__ void head_step(float (&acc)[kParts + 1][4], const __half* states, uint4 w) const {
     const uint32_t b_hi[2] = {w.x, w.y}, b_lo[2] = {w.z, w.w};
@@ -499,23 +505,24 @@ template <int TILES, bool SPLIT, bool KEEP, int AHEAD> struct Forward {
 };
 
 // Grid: ceil(rows / (16 * TILES)) blocks of up to WARPS warps, LSTM_WARPS(WARPS) of them; shared memory as
-// src/models/lstm/gpu/forward.rs sums it up.
-#define LSTM_FORWARD(name, TILES, SPLIT, KEEP, WARPS, AHEAD)                                            \
-  extern "C" __global__ void __launch_bounds__(32 * LSTM_WARPS(WARPS), 1)                               \
+// src/models/lstm/gpu/forward.rs sums it up. Two blocks of a multiprocessor, where it has room, fill each other's gaps: one
+// multiplies while the other has its token step.
+#define LSTM_FORWARD(name, TILES, SPLIT, KEEP, WARPS, BLOCKS, AHEAD)                                    \
+  extern "C" __global__ void __launch_bounds__(32 * LSTM_WARPS(WARPS), LSTM_BLOCKS(BLOCKS))             \
       name(const __grid_constant__ LstmForward arguments) {                                             \
     SHARED_DYN(unsigned char, shared);                                                                  \
     const uint32_t rows = KEEP ? *arguments.count : arguments.rows;                                     \
     if (arguments.first_slot + blockIdx.x * 16 * TILES < rows)                                          \
       Forward<TILES, SPLIT, KEEP, AHEAD>(arguments, shared).run();                                      \
   }
-LSTM_FORWARD(lstm_forward_split_1, 1, true, false, 16, 2)
-LSTM_FORWARD(lstm_forward_split_2, 2, true, false, 12, 2)
-LSTM_FORWARD(lstm_forward_split_4, 4, true, false, 12, 2)
-LSTM_FORWARD(lstm_forward_plain_1, 1, false, false, 16, 4)
-LSTM_FORWARD(lstm_forward_plain_2, 2, false, false, 12, 4)
-LSTM_FORWARD(lstm_forward_plain_4, 4, false, false, 12, 3)
-LSTM_FORWARD(lstm_forward_keep_1, 1, true, true, 12, 2)
-LSTM_FORWARD(lstm_forward_keep_2, 2, true, true, 8, 2)
+LSTM_FORWARD(lstm_forward_split_1, 1, true, false, 16, 1, 2)
+LSTM_FORWARD(lstm_forward_split_2, 2, true, false, 8, 2, 2)
+LSTM_FORWARD(lstm_forward_split_4, 4, true, false, 12, 1, 2)
+LSTM_FORWARD(lstm_forward_plain_1, 1, false, false, 16, 1, 4)
+LSTM_FORWARD(lstm_forward_plain_2, 2, false, false, 8, 2, 3)
+LSTM_FORWARD(lstm_forward_plain_4, 4, false, false, 12, 1, 3)
+LSTM_FORWARD(lstm_forward_keep_1, 1, true, true, 12, 1, 2)
+LSTM_FORWARD(lstm_forward_keep_2, 2, true, true, 12, 1, 2)
 
 EXPORT_KERNEL(lstm_forward_split_1)
 EXPORT_KERNEL(lstm_forward_split_2)

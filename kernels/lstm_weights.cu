@@ -2,7 +2,7 @@
 //
 // Every block of parameters is out[k, n] = sum over (step, slot) of left[k] * right[n], where right holds gate gradients
 // (or the head's residual) and left a state, a one-hot input token, or 1 (a bias). A slab is 16 slots at one step: the
-// depth of one mma. A block of threads owns 128 x 128 outputs, a warp 32 x 64 of them, and one run of slabs; runs are fixed by the number of
+// depth of one mma; kStages of them are on their way at a time. A block of threads owns 128 x 128 outputs, a warp 32 x 64 of them, and one run of slabs; runs are fixed by the number of
 // slots, and their sums are folded in order, so that results do not depend on the machine.
 #include "common/lstm.cuh"
 #include "common/split.cuh"
@@ -11,8 +11,8 @@ enum Left : uint32_t { kState = 0, kOneHot = 1, kOnes = 2 };
 
 // One block of parameters; src/models/lstm/gpu/weights.rs makes the table.
 struct LstmWeightJob {
-  const float* left;   // kState: [steps, capacity, rows]; else unused
-  const float* right;  // [steps, capacity, columns]
+  const __nv_bfloat16* left;   // kState: [steps, capacity, 2 parts, rows]; else unused
+  const __nv_bfloat16* right;  // [steps, capacity, 2 parts, columns]
   uint64_t out;        // where [rows, columns] lies in a run's sums
   uint32_t kind, rows, columns, first_block;  // blocks before this job's
 };
@@ -30,14 +30,15 @@ static_assert(sizeof(LstmWeightJob) == 40 && sizeof(LstmWeights) == 64, "src/mod
 
 constexpr int kOut = 128, kThreads = 256;
 constexpr int kStride = kOut + 8, kOperand = 16 * kStride;
-constexpr int kSlab = 2 * kOperand;  // one part of a slab in shared memory: left, then right
+constexpr int kSlab = 4 * kOperand;  // [2 operands][2 parts][16][kStride]
+constexpr int kStages = 4;           // slabs in shared memory
 
 struct Outer {
   const LstmWeights& a;
   LstmWeightJob job;
   uint32_t k0, n0;
-  __nv_bfloat16* slabs;  // [2 buffers][2 parts][left, right][16][kStride]
-  float left[8], right[8];
+  __nv_bfloat16* slabs;          // [kStages][kSlab]
+  uint32_t tile, end, t;         // the slab that is asked for next; past the last one `tile` is `end`
 
   __device__ __forceinline__ Outer(const LstmWeights& a, __nv_bfloat16* slabs) : a(a), slabs(slabs) {
     uint32_t number = 0;
@@ -52,59 +53,60 @@ struct Outer {
   __device__ __forceinline__ uint32_t warp_row() const { return threadIdx.x / 64 * 32; }
   __device__ __forceinline__ uint32_t warp_column() const { return threadIdx.x / 32 % 2 * 64; }
 
-  // Reads one slab into registers: 8 neighbours of left and of right per thread.
-  __device__ __forceinline__ void fetch(uint32_t t, uint32_t tile) {
-    const uint64_t slot = uint64_t(t) * a.capacity + tile * 16 + threadIdx.x / 16;
-    const uint32_t k = k0 + threadIdx.x % 16 * 8, n = n0 + threadIdx.x % 16 * 8;
-    if (job.kind == kState) {
-      read(left, job.left + slot * job.rows + k, k < job.rows);
-    } else {
-      const uint32_t hot = job.kind == kOneHot ? a.inputs[slot] : 0;
-#pragma unroll
-      for (int i = 0; i < 8; i++) left[i] = k + i == hot ? 1.0f : 0.0f;
+  // Asks for the next slab, if there is one, and makes a group of its copies.
+  __device__ __forceinline__ void fetch(uint32_t stage) {
+    if (tile < end) {
+      const uint32_t slot = threadIdx.x / 16, column = threadIdx.x % 16 * 8;
+      const uint64_t row = uint64_t(t) * a.capacity + tile * 16 + slot;
+      __nv_bfloat16* to = slabs + stage * kSlab + slot * kStride + column;
+      if (job.kind == kState) copy(to, job.left + row * 2 * job.rows, k0 + column, job.rows);
+      else indicate(to, k0 + column, job.kind == kOneHot ? a.inputs[row] : 0);
+      copy(to + 2 * kOperand, job.right + row * 2 * job.columns, n0 + column, job.columns);
+      t++;
+      skip_ended();
     }
-    read(right, job.right + slot * job.columns + n, n < job.columns);
+    dev::cp_async_commit();
   }
-  static __device__ __forceinline__ void read(float (&to)[8], const float* from, bool inside) {
-    const float4 zero = make_float4(0, 0, 0, 0), *eight = reinterpret_cast<const float4*>(from);
-    const float4 one = inside ? eight[0] : zero, two = inside ? eight[1] : zero;
-    to[0] = one.x, to[1] = one.y, to[2] = one.z, to[3] = one.w;
-    to[4] = two.x, to[5] = two.y, to[6] = two.z, to[7] = two.w;
+  // Eight neighbours of both parts of a row; zeros beyond its end.
+  static __device__ __forceinline__ void copy(__nv_bfloat16* to, const __nv_bfloat16* row, uint32_t column, uint32_t len) {
+    const bool inside = column < len;
+    const __nv_bfloat16* from = row + (inside ? column : 0);
+    dev::cp_async16(to, from, inside ? 16 : 0);
+    dev::cp_async16(to + kOperand, from + len, inside ? 16 : 0);
   }
-
-  // Writes the registers to a buffer in two parts.
-  __device__ __forceinline__ void store(uint32_t buffer) {
-    __nv_bfloat16* to = slabs + buffer * 2 * kSlab + threadIdx.x / 16 * kStride + threadIdx.x % 16 * 8;
-    write_parts(to, left);
-    write_parts(to + kOperand, right);
-  }
-  static __device__ __forceinline__ void write_parts(__nv_bfloat16* to, const float (&from)[8]) {
-    Pair pair[4];
+  // The same of a row that is 1 at one place and 0 elsewhere.
+  static __device__ __forceinline__ void indicate(__nv_bfloat16* to, uint32_t column, uint32_t hot) {
+    uint32_t two[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) pair[i] = split_pair<Bfloats>(from[2 * i], from[2 * i + 1]);
-    *reinterpret_cast<uint4*>(to) = make_uint4(pair[0].hi, pair[1].hi, pair[2].hi, pair[3].hi);
-    *reinterpret_cast<uint4*>(to + kSlab) = make_uint4(pair[0].lo, pair[1].lo, pair[2].lo, pair[3].lo);
+    for (uint32_t i = 0; i < 4; i++)
+      two[i] = column + 2 * i == hot ? Bfloats::bits(Bfloats::narrow(1)) : column + 2 * i + 1 == hot ? Bfloats::bits(Bfloats::narrow(1)) << 16 : 0;
+    *reinterpret_cast<uint4*>(to) = make_uint4(two[0], two[1], two[2], two[3]);
+    *reinterpret_cast<uint4*>(to + kOperand) = make_uint4(0, 0, 0, 0);
+  }
+  // To the next tile where this one has ended. One in use has at least one step, unless all its rows were rejected.
+  __device__ __forceinline__ void skip_ended() {
+    while (tile < end && t >= a.tile_steps[tile]) tile++, t = 0;
   }
 
   // acc += left^T * right of one slab. The slab lies slot by slot, so both operands are read transposed. Warps whose rows
   // the job does not have, as it is a bias or a short table, have nothing to do.
-  __device__ __forceinline__ void multiply(float (&acc)[2][8][4], uint32_t buffer) {
+  __device__ __forceinline__ void multiply(float (&acc)[2][8][4], uint32_t stage) {
     if (k0 + warp_row() >= job.rows) return;
     const uint32_t lane = threadIdx.x % 32;
-    const __nv_bfloat16* slab = slabs + buffer * 2 * kSlab;
+    const __nv_bfloat16* slab = slabs + stage * kSlab;
     uint32_t a_hi[2][4], a_lo[2][4];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const uint32_t at = (lane % 8 + lane / 16 * 8) * kStride + warp_row() + half * 16 + lane / 8 % 2 * 8;
       dev::ldmatrix_x4_trans(a_hi[half], slab + at);
-      dev::ldmatrix_x4_trans(a_lo[half], slab + kSlab + at);
+      dev::ldmatrix_x4_trans(a_lo[half], slab + kOperand + at);
     }
 #pragma unroll
     for (int pair = 0; pair < 4; pair++) {
-      const uint32_t at = kOperand + (lane % 16) * kStride + warp_column() + pair * 16 + lane / 16 * 8;
+      const uint32_t at = 2 * kOperand + (lane % 16) * kStride + warp_column() + pair * 16 + lane / 16 * 8;
       uint32_t hi[4], lo[4];
       dev::ldmatrix_x4_trans(hi, slab + at);
-      dev::ldmatrix_x4_trans(lo, slab + kSlab + at);
+      dev::ldmatrix_x4_trans(lo, slab + kOperand + at);
       const uint32_t hi0[2] = {hi[0], hi[1]}, hi1[2] = {hi[2], hi[3]}, lo0[2] = {lo[0], lo[1]}, lo1[2] = {lo[2], lo[3]};
 #pragma unroll
       for (int half = 0; half < 2; half++) {
@@ -134,29 +136,33 @@ struct Outer {
   __device__ __forceinline__ void run() {
     const uint32_t used = *a.count > a.first_slot ? min(*a.count - a.first_slot, a.capacity) : 0;
     const uint32_t tiles = (used + 15) / 16, share = (tiles + gridDim.y - 1) / gridDim.y;
-    const uint32_t end = min(tiles, (blockIdx.y + 1) * share);
-    uint32_t tile = blockIdx.y * share, t = 0, buffer = 0;
+    tile = blockIdx.y * share;
+    end = min(tiles, tile + share);
+    t = 0;
+    skip_ended();
+    uint32_t on_their_way = 0, stage = 0;
+    for (uint32_t ahead = 0; ahead + 1 < kStages; ahead++) {
+      on_their_way += tile < end;
+      fetch(ahead);
+    }
     float acc[2][8][4] = {};
-    // A tile in use has at least one step, unless all its rows were rejected.
-    while (tile < end && a.tile_steps[tile] == 0) tile++;
-    if (tile < end) fetch(t, tile);
-    while (tile < end) {
-      store(buffer);
-      __syncthreads();
-      t++;
-      while (tile < end && t >= a.tile_steps[tile]) tile++, t = 0;
-      if (tile < end) fetch(t, tile);
-      multiply(acc, buffer);
-      buffer ^= 1;  // the other buffer was read before the barrier above
+    while (on_their_way > 0) {
+      dev::cp_async_wait<kStages - 2>();
+      __syncthreads();  // the slab has landed, and all have read the one before, whose place is taken now
+      on_their_way += tile < end;
+      fetch((stage + kStages - 1) % kStages);
+      multiply(acc, stage);
+      on_their_way--;
+      stage = (stage + 1) % kStages;
     }
     write(acc);
   }
 };
 
-// Grid: (blocks of all jobs, runs), 256 threads.
-extern "C" __global__ void __launch_bounds__(kThreads) lstm_weights(const __grid_constant__ LstmWeights arguments) {
-  SHARED(uint4, slabs, [4 * kSlab / 8]);  // ldmatrix wants 16-byte rows
-  Outer(arguments, reinterpret_cast<__nv_bfloat16*>(slabs)).run();
+// Grid: (blocks of all jobs, runs), 256 threads; shared memory as src/models/lstm/gpu/weights.rs says.
+extern "C" __global__ void __launch_bounds__(kThreads, 2) lstm_weights(const __grid_constant__ LstmWeights arguments) {
+  SHARED_DYN(__nv_bfloat16, slabs);
+  Outer(arguments, slabs).run();
 }
 
 // gradient[len] = the sum over runs, in order. Any grid.

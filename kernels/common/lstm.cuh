@@ -52,11 +52,14 @@ struct LstmSize {
   }
 };
 
-// Warps of a block: as many as registers allow. Elsewhere than on sm_90 ptxas finds fewer of them to do without spilling.
+// Warps of a block, and blocks of a multiprocessor: as many as registers allow. Elsewhere than on sm_90 ptxas finds fewer of
+// them to do without spilling.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 100 != 9
 #define LSTM_WARPS(most) 8
+#define LSTM_BLOCKS(most) 1
 #else
 #define LSTM_WARPS(most) most
+#define LSTM_BLOCKS(most) most
 #endif
 
 // The groups of 8 units that a warp works on: every warps-th from `warp` on.

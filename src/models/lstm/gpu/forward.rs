@@ -80,13 +80,13 @@ impl Pass {
         use Kernel::*;
         match (self, tiles) {
             (Pass::Read(Precision::Split), 1) => (LstmForwardSplit1, 16),
-            (Pass::Read(Precision::Split), 2) => (LstmForwardSplit2, 12),
+            (Pass::Read(Precision::Split), 2) => (LstmForwardSplit2, 8),
             (Pass::Read(Precision::Split), _) => (LstmForwardSplit4, 12),
             (Pass::Read(Precision::Half), 1) => (LstmForwardPlain1, 16),
-            (Pass::Read(Precision::Half), 2) => (LstmForwardPlain2, 12),
+            (Pass::Read(Precision::Half), 2) => (LstmForwardPlain2, 8),
             (Pass::Read(Precision::Half), _) => (LstmForwardPlain4, 12),
             (Pass::Keep, 1) => (LstmForwardKeep1, 12),
-            (Pass::Keep, _) => (LstmForwardKeep2, 8),
+            (Pass::Keep, _) => (LstmForwardKeep2, 12),
         }
     }
 }

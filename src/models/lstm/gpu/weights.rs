@@ -11,6 +11,9 @@ pub(super) const RUNS: usize = 16;
 /// Rows and columns of a block's outputs.
 const OUT: usize = 128;
 
+/// Shared memory of a block: four slabs of two operands of 16 slots by 136 places in two parts.
+const SHARED_BYTES: usize = 4 * 2 * 16 * (OUT + 8) * 4;
+
 const STATE: u32 = 0;
 const ONE_HOT: u32 = 1;
 const ONES: u32 = 2;
@@ -120,7 +123,7 @@ impl<L: Launcher> Jobs<L> {
             first_slot: first_slot as u32,
             accumulate: (first_slot > 0).into(),
         };
-        let grid = Grid { blocks: [self.blocks, RUNS as u32], ..Grid::new(1, 256) };
+        let grid = Grid { blocks: [self.blocks, RUNS as u32], ..Grid::new(1, 256).shared(SHARED_BYTES) };
         // lstm_weights(const LstmWeights arguments)
         // SAFETY: the table points into buffers of `capacity` slots, the sums have RUNS times the parameters.
         unsafe { gpu.launch(Kernel::LstmWeights, grid, &[Argument::Struct(bytemuck::bytes_of(&argument))]) }
