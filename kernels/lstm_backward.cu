@@ -40,7 +40,7 @@ struct BackwardWalk {
   const uint4* const& packed;  // references to the launch's argument, which takes no registers
   const LstmSize& size;
   WarpGroups groups;
-  __device__ __forceinline__ BackwardWalk(const LstmBackward& a) : packed(a.packed), size(a.size) {}
+  __device__ __forceinline__ BackwardWalk(const LstmBackward& a) : packed(a.packed), size(a.size), groups(0, 1) {}
   __device__ __forceinline__ uint32_t runs() const { return groups.count(size) * size.matrices(); }
   __device__ __forceinline__ uint32_t pieces() const { return size.gates() / 64; }
   __device__ __forceinline__ const uint4* run(uint32_t n) const {

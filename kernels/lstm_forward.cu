@@ -4,7 +4,9 @@
 // A block owns 16 * TILES sequences from start to end. Hidden states stay in shared memory as fp16 parts (the A operands),
 // cells in shared memory or, where that is too small, in a scratch buffer that the second-level cache holds; only the
 // training mode writes states out. Weights come packed from the second-level cache into registers: the block's warps share
-// out the groups of 8 units, so no weight is read twice by a block, and there is no barrier inside a layer.
+// out the groups of 8 units, so no weight is read twice by a block, and there is no barrier inside a layer. Where a batch is
+// so small that each block would read all weights for few rows, two blocks of a cluster (sm_90) share 32 rows: each has
+// half of the groups, hands its states to the other, and takes the token steps of 16 rows.
 //
 // Work per step and block: 2 * 16 * TILES * (weights) operations, three times that when SPLIT; bytes from the
 // second-level cache: 2 (SPLIT: 4) per weight. See kernels/README.md for what that predicts.
@@ -64,7 +66,8 @@ struct ForwardWalk {
   const uint4* const& packed;  // references to the launch's argument, which takes no registers
   const LstmSize& size;
   WarpGroups groups;
-  __device__ __forceinline__ ForwardWalk(const LstmForward& a) : packed(a.packed), size(a.size) {}
+  __device__ __forceinline__ ForwardWalk(const LstmForward& a, WarpGroups groups)
+      : packed(a.packed), size(a.size), groups(groups) {}
   __device__ __forceinline__ uint32_t runs() const { return groups.count(size) * size.matrices(); }
   __device__ __forceinline__ uint32_t pieces() const { return size.steps(); }
   __device__ __forceinline__ const uint4* run(uint32_t n) const {
@@ -79,13 +82,14 @@ struct ForwardWalk {
   }
 };
 
-// KEEP is the training mode, by itself as what it keeps takes registers.
-template <int TILES, bool SPLIT, bool KEEP, int AHEAD> struct Forward {
-  static constexpr int kRows = 16 * TILES, kParts = SPLIT ? 2 : 1;
+// KEEP is the training mode, by itself as what it keeps takes registers. BLOCKS of a cluster share the rows.
+template <int TILES, int BLOCKS, bool SPLIT, bool KEEP, int AHEAD> struct Forward {
+  static constexpr int kRows = 16 * TILES, kOwnTiles = TILES / BLOCKS, kOwnRows = 16 * kOwnTiles, kParts = SPLIT ? 2 : 1;
   static constexpr uint32_t kLanes = 8;  // of a row in the token step
   const LstmForward& a;
   const Lane at;
-  const uint32_t warp, warps, stride, plane_len, logit_stride;
+  const uint32_t block, warp, warps, stride, plane_len, logit_stride;  // `block` of the cluster
+  const WarpGroups groups;
   // Of each row, at the start of the block's shared memory.
   struct Rows {
     double log_q[kRows], log_model[kRows];
@@ -97,13 +101,34 @@ template <int TILES, bool SPLIT, bool KEEP, int AHEAD> struct Forward {
   float* cells;    // [layers][groups][TILES][32 lanes][4]
 
   __device__ __forceinline__ Forward(const LstmForward& a, unsigned char* shared)
-      : a(a), warp(threadIdx.x / 32), warps(blockDim.x / 32), stride(a.size.units + 8), plane_len(kRows * stride),
-        logit_stride(a.size.outputs + 1), rows(*reinterpret_cast<Rows*>(shared)), weights(ForwardWalk(a)),
-        spare(a.size.layers) {
+      : a(a), block(rank_of_block()), warp(threadIdx.x / 32), warps(blockDim.x / 32), stride(a.size.units + 8),
+        plane_len(kRows * stride), logit_stride(a.size.outputs + 1), groups(block, BLOCKS),
+        rows(*reinterpret_cast<Rows*>(shared)), weights(ForwardWalk(a, groups)), spare(a.size.layers) {
     const uint64_t cell_len = uint64_t(a.size.layers) * kRows * a.size.units;
     // kRows * (O + 1) floats: a multiple of 16 bytes as kRows is one of 16.
     float* rest = apart() + (logits_fit_a_plane() ? 0 : kRows * logit_stride);
     cells = a.cell_in_shared ? rest : a.cell_scratch + blockIdx.x * cell_len;
+  }
+
+  static __device__ __forceinline__ uint32_t rank_of_block() {
+#ifdef HAS_CLUSTERS
+    if (BLOCKS == 2) return dev::cluster_rank();
+#endif
+    return 0;
+  }
+  // All threads that share rows.
+  static __device__ __forceinline__ void synchronize() {
+#ifdef HAS_CLUSTERS
+    if (BLOCKS == 2) return dev::cluster_sync();
+#endif
+    __syncthreads();
+  }
+  // Writes here and to the same place of the other block.
+  template <typename T> __device__ __forceinline__ void put(T* to, T value) const {
+    *to = value;
+#ifdef HAS_CLUSTERS
+    if (BLOCKS == 2) *dev::cluster_map(to, block ^ 1) = value;
+#endif
   }
 
   __device__ __forceinline__ uint32_t buffers() const { return a.size.layers + (KEEP && a.dropout.limit ? 3 : 1); }
@@ -120,24 +145,27 @@ template <int TILES, bool SPLIT, bool KEEP, int AHEAD> struct Forward {
   }
 
   // A slot of the kept buffers, and whether a row has it: all rows have, or those with a coefficient.
-  __device__ __forceinline__ uint32_t slot(uint32_t local) const { return blockIdx.x * kRows + local; }
+  __device__ __forceinline__ uint32_t slot(uint32_t local) const { return blockIdx.x / BLOCKS * kRows + local; }
   __device__ __forceinline__ bool used(uint32_t local) const {
     return a.first_slot + slot(local) < (KEEP ? *a.count : a.rows);
   }
+  // The n-th row of those whose tokens this block takes.
+  __device__ __forceinline__ uint32_t own(uint32_t n) const { return block * kOwnRows + n; }
 
   __device__ __forceinline__ void begin() {
     for (uint32_t i = threadIdx.x; i < buffers() * kParts * plane_len / 2; i += blockDim.x)
       reinterpret_cast<uint32_t*>(plane(0))[i] = 0;
     // Each thread zeroes the cells that it alone will use.
-    for (uint32_t group = warp; group < a.size.groups(); group += warps)
+    for (uint32_t group = groups.warp; group < a.size.groups(); group += groups.warps)
       for (uint32_t layer = 0; layer < a.size.layers; layer++)
         for (int tile = 0; tile < TILES; tile++) *cell(layer, group, tile) = make_float4(0, 0, 0, 0);
     for (uint32_t local = threadIdx.x; local < kRows; local += blockDim.x) begin_row(local);
-    __syncthreads();
-    if (KEEP && threadIdx.x < TILES) {
+    synchronize();
+    if (KEEP && threadIdx.x < kOwnTiles) {
+      const uint32_t first = own(0) + threadIdx.x * 16;
       uint32_t longest = 0;
-      for (int i = 0; i < 16; i++) longest = max(longest, rows.length[threadIdx.x * 16 + i]);
-      a.tile_steps[slot(threadIdx.x * 16) / 16] = longest;
+      for (int i = 0; i < 16; i++) longest = max(longest, rows.length[first + i]);
+      a.tile_steps[slot(first) / 16] = longest;
     }
   }
 
@@ -223,15 +251,30 @@ template <int TILES, bool SPLIT, bool KEEP, int AHEAD> struct Forward {
       h[e] = acc[3][e] * Activation<SPLIT>::tanh(c[e]);
     }
     *cell(layer, group, tile) = make_float4(c[0], c[1], c[2], c[3]);
+    set_states(h, group, tile, out);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const uint32_t local = tile * 16 + half * 8 + at.g, unit = group * 8 + at.q * 2;
-      const Pair pair = split_pair<Halves>(h[2 * half], h[2 * half + 1]);
-      uint32_t* to = reinterpret_cast<uint32_t*>(out + local * stride + unit);
-      to[0] = pair.hi;
-      if (SPLIT) to[plane_len / 2] = pair.lo;
       if (KEEP) keep(acc, c, h, layer, t, local, unit, half);
       if (KEEP && a.dropout.limit) drop(h[2 * half], h[2 * half + 1], layer, group, t, local);
+    }
+  }
+
+  // The thread's states as an operand. To another block go 16 bytes at a time, which is what it takes fastest.
+  __device__ __forceinline__ void set_states(const float (&h)[4], uint32_t group, int tile, __half* out) {
+    const Pair low = split_pair<Halves>(h[0], h[1]), high = split_pair<Halves>(h[2], h[3]);
+    __half* to = out + (tile * 16 + at.g) * stride + group * 8;
+    if constexpr (BLOCKS == 2 && SPLIT) {
+      uint32_t words[4] = {low.hi, low.lo, high.hi, high.lo};
+      transpose_quad(words);
+      to += at.q % 2 * plane_len + at.q / 2 * 8 * stride;
+      put(reinterpret_cast<uint4*>(to), make_uint4(words[0], words[1], words[2], words[3]));
+    } else {
+      uint32_t* words = reinterpret_cast<uint32_t*>(to) + at.q;
+      put(words, low.hi);
+      put(words + 4 * stride, high.hi);
+      if (SPLIT) put(words + plane_len / 2, low.lo);
+      if (SPLIT) put(words + plane_len / 2 + 4 * stride, high.lo);
     }
   }
 
@@ -243,8 +286,8 @@ template <int TILES, bool SPLIT, bool KEEP, int AHEAD> struct Forward {
     two *= mask.y;
     const Pair pair = split_pair<Halves>(one, two);
     uint32_t* to = reinterpret_cast<uint32_t*>(dropped_plane(layer) + local * stride + unit);
-    to[0] = pair.hi;
-    if (SPLIT) to[plane_len / 2] = pair.lo;
+    put(to, pair.hi);
+    if (SPLIT) put(to + plane_len / 2, pair.lo);
     keep_parts(a.dropped, (uint64_t(layer) * a.longest + t) * a.capacity + slot(local), unit, one, two);
   }
   // Two units of one slot's row of states.
@@ -272,7 +315,7 @@ template <int TILES, bool SPLIT, bool KEEP, int AHEAD> struct Forward {
   // One layer of step t: reads `below` (layers above 0) and `before`, writes `after`.
   __device__ __forceinline__ void advance(uint32_t layer, uint32_t t, const __half* below, const __half* before,
                                           __half* after) {
-    for (uint32_t group = warp; group < a.size.groups(); group += warps) {
+    for (uint32_t group = groups.warp; group < a.size.groups(); group += groups.warps) {
       float acc[TILES][4][4];
       start(acc, layer, group);
       if (layer > 0) multiply(acc, below);
@@ -284,9 +327,9 @@ template <int TILES, bool SPLIT, bool KEEP, int AHEAD> struct Forward {
 
   // Logits of the top layer's state; what may not be emitted gets -inf. A job is a tile of rows and of eight outputs.
   __device__ __forceinline__ void head(const __half* top) {
-    const uint32_t jobs = a.size.outputs / 8 * TILES;
+    const uint32_t jobs = a.size.outputs / 8 * kOwnTiles;
     for (uint32_t job = warp; job < jobs; job += warps) {
-      const uint32_t tile = job % TILES, column = job / TILES, first = column * 8 + at.q * 2;
+      const uint32_t tile = own(0) / 16 + job % kOwnTiles, column = job / kOwnTiles, first = column * 8 + at.q * 2;
       const __half* states = top + tile * 16 * stride;
       float acc[kParts + 1][4] = {};  // by product, so that none waits for another
       const uint4* from = a.packed + a.size.packed_head() + uint64_t(column) * a.size.steps() * 32 + at.lane;
@@ -420,14 +463,17 @@ template <int TILES, bool SPLIT, bool KEEP, int AHEAD> struct Forward {
     if (KEEP && !live) keep_nothing(local, t);
     __syncwarp();  // mutation: orders what the lanes read before the first one's writes; only the thread sanitizer sees that
     if (rank() != 0) return;
-    if (bad) reject(local);
+    if (bad) {
+      reject(local);
+      put(&rows.alive[local], 0u);
+    }
     if (!live) return;
     if (!given) rows.log_model[local] += model.log_prob(plain(emitted)), rows.log_q[local] += q.log_prob(drawn(emitted));
     if (drawn.guided) rows.state[local] = a.next[uint64_t(in_state) * a.classes + a.class_of[emitted]];
     if (draws) a.tokens[sequence + t] = emitted;
     if (draws && emitted == a.eos) rows.length[local] = t + 1;
-    rows.token[local] = emitted;
-    rows.alive[local] = t + 1 < rows.length[local];
+    put(&rows.token[local], emitted);
+    put(&rows.alive[local], uint32_t(t + 1 < rows.length[local]));
   }
 
   __device__ __forceinline__ float uniform(uint32_t local, uint32_t t) const {
@@ -453,7 +499,8 @@ template <int TILES, bool SPLIT, bool KEEP, int AHEAD> struct Forward {
   }
 
   __device__ __forceinline__ void finish() {
-    for (uint32_t local = warp; local < kRows; local += warps) {
+    for (uint32_t n = warp; n < kOwnRows; n += warps) {
+      const uint32_t local = own(n);
       if (!used(local)) continue;
       const uint64_t sequence = uint64_t(rows.row[local]) * a.longest;
       if (a.mode == kSample)
@@ -469,30 +516,27 @@ template <int TILES, bool SPLIT, bool KEEP, int AHEAD> struct Forward {
   // for table and tokens, and an automaton's state stays in a register from the first token to the last.
   __device__ __forceinline__ void walk() {
     __syncthreads();  // the rows are written, and what was read of them here
-    const uint32_t first = blockIdx.x * kRows;
-    const features::Tokens<uint32_t> batch{a.tokens, a.lengths, min(a.rows, first + kRows), a.longest, a.eos};
+    const uint32_t first = slot(own(0));
+    const features::Tokens<uint32_t> batch{a.tokens, a.lengths, min(a.rows, first + kOwnRows), a.longest, a.eos};
     features::of_drawn_rows(a.drawn, batch, first, a.size.vocab, reinterpret_cast<uint32_t*>(&rows), a.status);
   }
 
-  // Time step t; whether a row of this warp goes on, in the first lane of each row. Each layer writes to the spare buffer and leaves its old one
+  // Time step t; whether a row goes on, in some thread at least. Each layer writes to the spare buffer and leaves its old one
   // as the next spare, so the layers' states follow the spare in order, modulo layers + 1.
   __device__ __forceinline__ bool step(uint32_t t) {
     const __half* below = nullptr;
     for (uint32_t layer = 0; layer < a.size.layers; layer++) {
       const uint32_t before = (spare + 1) % (a.size.layers + 1);
       advance(layer, t, below, plane(before), plane(spare));
-      __syncthreads();
+      synchronize();
       below = KEEP && a.dropout.limit ? dropped_plane(layer) : plane(spare);
       spare = before;
     }
     head(below);
     __syncthreads();
-    bool any = false;
-    for (uint32_t local = threadIdx.x / kLanes; local < kRows; local += blockDim.x / kLanes) {
-      token_step(local, t);
-      any |= rank() == 0 && rows.alive[local];  // this lane wrote it
-    }
-    return any;
+    for (uint32_t n = threadIdx.x / kLanes; n < kOwnRows; n += blockDim.x / kLanes) token_step(own(n), t);
+    synchronize();
+    return threadIdx.x < kRows && rows.alive[threadIdx.x];
   }
 
   __device__ __forceinline__ void run() {
@@ -507,13 +551,13 @@ template <int TILES, bool SPLIT, bool KEEP, int AHEAD> struct Forward {
 // Grid: ceil(rows / (16 * TILES)) blocks of up to WARPS warps, LSTM_WARPS(WARPS) of them; shared memory as
 // src/models/lstm/gpu/forward.rs sums it up. Two blocks of a multiprocessor, where it has room, fill each other's gaps: one
 // multiplies while the other has its token step.
-#define LSTM_FORWARD(name, TILES, SPLIT, KEEP, WARPS, BLOCKS, AHEAD)                                    \
-  extern "C" __global__ void __launch_bounds__(32 * LSTM_WARPS(WARPS), LSTM_BLOCKS(BLOCKS))             \
+#define LSTM_FORWARD(name, TILES, SPLIT, KEEP, WARPS, RESIDENT, AHEAD)                                  \
+  extern "C" __global__ void __launch_bounds__(32 * LSTM_WARPS(WARPS), LSTM_BLOCKS(RESIDENT))           \
       name(const __grid_constant__ LstmForward arguments) {                                             \
     SHARED_DYN(unsigned char, shared);                                                                  \
     const uint32_t rows = KEEP ? *arguments.count : arguments.rows;                                     \
     if (arguments.first_slot + blockIdx.x * 16 * TILES < rows)                                          \
-      Forward<TILES, SPLIT, KEEP, AHEAD>(arguments, shared).run();                                      \
+      Forward<TILES, 1, SPLIT, KEEP, AHEAD>(arguments, shared).run();                                   \
   }
 LSTM_FORWARD(lstm_forward_split_1, 1, true, false, 16, 1, 2)
 LSTM_FORWARD(lstm_forward_split_2, 2, true, false, 8, 2, 2)
@@ -524,6 +568,25 @@ LSTM_FORWARD(lstm_forward_plain_4, 4, false, false, 12, 1, 3)
 LSTM_FORWARD(lstm_forward_keep_1, 1, true, true, 12, 1, 2)
 LSTM_FORWARD(lstm_forward_keep_2, 2, true, true, 12, 1, 2)
 
+// The same in clusters of two blocks that share 32 rows: an even number of blocks, of at most half as many warps as there
+// are groups of units.
+#ifdef HAS_CLUSTERS
+#define LSTM_FORWARD_PAIR(name, SPLIT, KEEP, AHEAD)                                                     \
+  extern "C" __global__ void __launch_bounds__(32 * LSTM_WARPS(13), 1)                                  \
+      name(const __grid_constant__ LstmForward arguments) {                                             \
+    SHARED_DYN(unsigned char, shared);                                                                  \
+    const uint32_t rows = KEEP ? *arguments.count : arguments.rows;                                     \
+    if (arguments.first_slot + blockIdx.x / 2 * 32 < rows)                                              \
+      Forward<2, 2, SPLIT, KEEP, AHEAD>(arguments, shared).run();                                       \
+  }
+#else
+#define LSTM_FORWARD_PAIR(name, SPLIT, KEEP, AHEAD) \
+  extern "C" __global__ void name(const __grid_constant__ LstmForward) { __trap(); }
+#endif
+LSTM_FORWARD_PAIR(lstm_forward_pair_split, true, false, 2)
+LSTM_FORWARD_PAIR(lstm_forward_pair_plain, false, false, 3)
+LSTM_FORWARD_PAIR(lstm_forward_pair_keep, true, true, 1)
+
 EXPORT_KERNEL(lstm_forward_split_1)
 EXPORT_KERNEL(lstm_forward_split_2)
 EXPORT_KERNEL(lstm_forward_split_4)
@@ -532,3 +595,6 @@ EXPORT_KERNEL(lstm_forward_plain_2)
 EXPORT_KERNEL(lstm_forward_plain_4)
 EXPORT_KERNEL(lstm_forward_keep_1)
 EXPORT_KERNEL(lstm_forward_keep_2)
+EXPORT_KERNEL(lstm_forward_pair_split)
+EXPORT_KERNEL(lstm_forward_pair_plain)
+EXPORT_KERNEL(lstm_forward_pair_keep)

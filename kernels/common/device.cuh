@@ -7,6 +7,10 @@
 #if !defined(__CUDA_ARCH__) || (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1000)
 #define HAS_COPIES_TO_BLOCKS
 #endif
+// Clusters of blocks, and what else is of sm_90 and later.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define HAS_CLUSTERS
+#endif
 #if defined(__CUDACC__)
 #include <cstdint>
 #include <cuda_bf16.h>
@@ -87,7 +91,7 @@ DEV_FN void named_barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0,%1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#ifdef HAS_CLUSTERS
 // A cluster of blocks: its size, this block's number, a barrier, and the same shared variable of another block.
 DEV_FN uint32_t cluster_size() {
   uint32_t size;

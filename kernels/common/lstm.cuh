@@ -62,10 +62,11 @@ struct LstmSize {
 #define LSTM_BLOCKS(most) most
 #endif
 
-// The groups of 8 units that a warp works on: every warps-th from `warp` on.
+// The groups of 8 units that a warp works on: every warps-th from `warp` on, counted over the blocks that share rows.
 struct WarpGroups {
   uint32_t warp, warps;
-  __device__ __forceinline__ WarpGroups() : warp(threadIdx.x / 32), warps(blockDim.x / 32) {}
+  __device__ __forceinline__ WarpGroups(uint32_t block, uint32_t blocks)
+      : warp(threadIdx.x / 32 * blocks + block), warps(blockDim.x / 32 * blocks) {}
   __device__ __forceinline__ uint32_t count(const LstmSize& size) const { return (size.groups() - warp + warps - 1) / warps; }
   __device__ __forceinline__ uint32_t group(uint32_t n) const { return warp + n * warps; }
 };
@@ -90,6 +91,21 @@ template <> struct Activation<false> {
   static __device__ __forceinline__ float sigmoid(float x) { return 0.5f * dev::tanh_approx(0.5f * x) + 0.5f; }
   static __device__ __forceinline__ float tanh(float x) { return dev::tanh_approx(x); }
 };
+
+// What a thread's four words are to a row of 8 units: word i of the four lanes of a quad, which are neighbours in memory,
+// to lane i.
+DEV_FN void transpose_quad(uint32_t (&words)[4]) {
+  const uint32_t q = threadIdx.x % 4;
+#pragma unroll
+  for (uint32_t bit = 1; bit <= 2; bit *= 2)
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) {
+      if (i & bit) continue;
+      const uint32_t got = __shfl_xor_sync(~0u, q & bit ? words[i] : words[i + bit], bit);
+      if (q & bit) words[i] = got;
+      else words[i + bit] = got;
+    }
+}
 
 // The A operand of one k16 step: 16 rows from `row`, 16 columns, of a plane in shared memory with `stride` values a row.
 template <typename Part> DEV_FN void load_rows(uint32_t (&a)[4], const Part* plane, uint32_t stride) {

@@ -291,6 +291,12 @@ kernels! {
     LstmForwardKeep1 = "lstm_forward_keep_1",
     /// `lstm_forward.cu`: split precision with everything kept for a gradient, 32 rows a block.
     LstmForwardKeep2 = "lstm_forward_keep_2",
+    /// `lstm_forward.cu`: split precision, 32 rows shared by two blocks of a cluster.
+    LstmForwardPairSplit = "lstm_forward_pair_split",
+    /// `lstm_forward.cu`: plain 16-bit, 32 rows shared by two blocks of a cluster.
+    LstmForwardPairPlain = "lstm_forward_pair_plain",
+    /// `lstm_forward.cu`: split precision with everything kept for a gradient, 32 rows shared by two blocks of a cluster.
+    LstmForwardPairKeep = "lstm_forward_pair_keep",
     /// `lstm_backward.cu`: the rows that have a gradient.
     LstmRows = "lstm_rows",
     /// `lstm_backward.cu`: 16 slots a block.

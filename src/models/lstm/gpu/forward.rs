@@ -75,40 +75,48 @@ impl Pass {
         if self == Pass::Keep { 2 } else { 4 }
     }
 
-    /// The kernel for blocks of so many tiles, and their most warps.
-    fn kernel(self, tiles: usize) -> (Kernel, usize) {
+    /// The kernel for clusters of so many blocks with so many tiles, and a block's most warps.
+    fn kernel(self, blocks: usize, tiles: usize) -> (Kernel, usize) {
         use Kernel::*;
-        match (self, tiles) {
-            (Pass::Read(Precision::Split), 1) => (LstmForwardSplit1, 16),
-            (Pass::Read(Precision::Split), 2) => (LstmForwardSplit2, 8),
-            (Pass::Read(Precision::Split), _) => (LstmForwardSplit4, 12),
-            (Pass::Read(Precision::Half), 1) => (LstmForwardPlain1, 16),
-            (Pass::Read(Precision::Half), 2) => (LstmForwardPlain2, 8),
-            (Pass::Read(Precision::Half), _) => (LstmForwardPlain4, 12),
-            (Pass::Keep, 1) => (LstmForwardKeep1, 12),
-            (Pass::Keep, _) => (LstmForwardKeep2, 12),
+        match (self, blocks, tiles) {
+            (Pass::Read(Precision::Split), 2, _) => (LstmForwardPairSplit, 13),
+            (Pass::Read(Precision::Half), 2, _) => (LstmForwardPairPlain, 13),
+            (Pass::Keep, 2, _) => (LstmForwardPairKeep, 13),
+            (Pass::Read(Precision::Split), _, 1) => (LstmForwardSplit1, 16),
+            (Pass::Read(Precision::Split), _, 2) => (LstmForwardSplit2, 8),
+            (Pass::Read(Precision::Split), _, _) => (LstmForwardSplit4, 12),
+            (Pass::Read(Precision::Half), _, 1) => (LstmForwardPlain1, 16),
+            (Pass::Read(Precision::Half), _, 2) => (LstmForwardPlain2, 8),
+            (Pass::Read(Precision::Half), _, _) => (LstmForwardPlain4, 12),
+            (Pass::Keep, _, 1) => (LstmForwardKeep1, 12),
+            (Pass::Keep, _, _) => (LstmForwardKeep2, 12),
         }
     }
 }
 
-/// `blocks` blocks of as many warps as there are groups of 8 units, at most `most`, as `LSTM_WARPS` of
-/// `kernels/common/lstm.cuh` has it.
-pub(super) fn grid(size: Size, blocks: usize, most: usize, limits: Limits) -> Grid {
+/// `clusters` times `blocks` blocks of as many warps as there are groups of 8 units for a block, at most `most`, as
+/// `LSTM_WARPS` of `kernels/common/lstm.cuh` has it.
+pub(super) fn grid(size: Size, clusters: usize, blocks: usize, most: usize, limits: Limits) -> Grid {
     let most = if limits.capability / 10 == 9 { most } else { 8 };
-    Grid::new(blocks as u32, 32 * (size.units() / 8).min(most) as u32)
+    let warps = (size.units() / 8 / blocks).min(most);
+    Grid::new((clusters * blocks) as u32, 32 * warps as u32).clusters(blocks as u32)
 }
 
 /// How a launch is cut into blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Plan {
+    /// Of 16 rows.
     tiles: usize,
+    /// Blocks of a cluster, which share the tiles.
+    blocks: usize,
+    /// Of a block.
     shared_bytes: usize,
     cell_in_shared: bool,
 }
 
 impl Plan {
-    /// The largest blocks that fit and still keep half of the multiprocessors busy, as a block of more rows reads the same
-    /// weights.
+    /// As many rows as fit and still keep half of the multiprocessors busy, as more rows read the same weights; where that
+    /// is one tile, two for a cluster of two blocks.
     fn new(size: Size, pass: Pass, dropout: bool, rows: usize, limits: Limits) -> Result<Plan> {
         let state = |tiles: usize| state_bytes(size, pass, dropout, tiles);
         if state(1) > limits.shared_bytes {
@@ -119,14 +127,21 @@ impl Plan {
         let blocks = |tiles: usize| rows.div_ceil(tiles * TILE);
         let busy = |tiles: usize| state(tiles) <= limits.shared_bytes && 2 * blocks(tiles) >= limits.multiprocessors;
         let tiles = [4, 2].into_iter().find(|&tiles| tiles <= pass.most_tiles() && busy(tiles)).unwrap_or(1);
+        let pairs = tiles == 1 && limits.has_clusters() && blocks(1) > 1 && state(2) <= limits.shared_bytes;
+        let (tiles, blocks) = if pairs { (2, 2) } else { (tiles, 1) };
         let (bytes, cells) = (state(tiles), 4 * size.layers() * tiles * TILE * size.units());
         let cell_in_shared = bytes + cells <= limits.shared_bytes;
-        Ok(Plan { tiles, shared_bytes: bytes + if cell_in_shared { cells } else { 0 }, cell_in_shared })
+        Ok(Plan { tiles, blocks, shared_bytes: bytes + if cell_in_shared { cells } else { 0 }, cell_in_shared })
     }
 
-    /// Rows of a block.
+    /// Rows of a cluster.
     fn rows(self) -> usize {
         self.tiles * TILE
+    }
+
+    /// Rows of which a block takes the tokens.
+    fn own_rows(self) -> usize {
+        self.rows() / self.blocks
     }
 }
 
@@ -170,7 +185,7 @@ impl<L: Launcher> GpuLstm<L> {
         let limits = self.limits();
         let plan = Plan::new(self.size, Pass::Read(self.sampling), false, rows, limits)?;
         let room = plan.shared_bytes.max(limits.shared_bytes / 4);
-        Ok(DrawnRows::new(features.table, &features.phi, plan.rows(), room, limits.shared_bytes))
+        Ok(DrawnRows::new(features.table, &features.phi, plan.own_rows(), room, limits.shared_bytes))
     }
 
     /// Launches one forward pass over `rows` rows or slots.
@@ -180,15 +195,15 @@ impl<L: Launcher> GpuLstm<L> {
     pub(super) unsafe fn launch_forward(&mut self, mut argument: Forward, rows: usize, pass: Pass) -> Result<()> {
         let limits = self.limits();
         let plan = Plan::new(self.size, pass, argument.dropout.is_some(), rows, limits)?;
-        let blocks = rows.div_ceil(plan.rows());
+        let clusters = rows.div_ceil(plan.rows());
         if !plan.cell_in_shared {
-            let len = blocks * self.size.layers() * plan.rows() * self.size.units();
+            let len = clusters * plan.blocks * self.size.layers() * plan.rows() * self.size.units();
             argument.cell_scratch = self.scratch(len)?;
         }
         argument.cell_in_shared = plan.cell_in_shared.into();
-        let shared_bytes = plan.shared_bytes.max(argument.drawn.shared_bytes(plan.rows()));
-        let (kernel, warps) = pass.kernel(plan.tiles);
-        let grid = grid(self.size, blocks, warps, limits).shared(shared_bytes);
+        let shared_bytes = plan.shared_bytes.max(argument.drawn.shared_bytes(plan.own_rows()));
+        let (kernel, warps) = pass.kernel(plan.blocks, plan.tiles);
+        let grid = grid(self.size, clusters, plan.blocks, warps, limits).shared(shared_bytes);
         // lstm_forward_*(const LstmForward arguments)
         // SAFETY: the argument is the kernel's struct; scratch and shared memory have the sizes it counts on.
         unsafe { self.gpu.launch(kernel, grid, &[Argument::Struct(bytemuck::bytes_of(&argument))]) }
@@ -214,7 +229,7 @@ mod tests {
         let split = |units, rows| plan(SPLIT, units, rows, H200).unwrap();
         assert_eq!((split(208, 1 << 20).tiles, split(208, 1 << 20).cell_in_shared), (4, false));
         assert_eq!((split(208, 2112).tiles, split(208, 2112).cell_in_shared), (2, true));
-        assert_eq!(split(208, 100).tiles, 1);
+        assert_eq!(split(208, 16).tiles, 1);
         assert!(plan(SPLIT, 4096, 100, H200).is_err());
         assert_eq!(plan(SPLIT, 208, 1 << 20, A100).unwrap().tiles, 2);
         let plain = plan(Pass::Read(Precision::Half), 208, 1 << 20, H200).unwrap();
@@ -224,8 +239,23 @@ mod tests {
 
     #[test]
     fn blocks_have_a_warp_for_each_group_of_units_as_far_as_registers_go() {
-        let threads = |units, limits| grid(Size { layers: 2, units, vocab: 30, outputs: 32 }, 1, 12, limits).threads;
-        assert_eq!([threads(208, H200), threads(48, H200), threads(208, A100)], [12 * 32, 6 * 32, 8 * 32]);
+        let threads = |units, blocks, limits| {
+            grid(Size { layers: 2, units, vocab: 30, outputs: 32 }, 1, blocks, 12, limits).threads
+        };
+        assert_eq!([threads(208, 1, H200), threads(48, 1, H200), threads(208, 1, A100)], [12 * 32, 6 * 32, 8 * 32]);
+        assert_eq!(threads(48, 2, H200), 3 * 32);
+    }
+
+    #[test]
+    fn two_blocks_share_rows_where_there_are_clusters_and_few_rows() {
+        let shape = |pass, rows, limits| plan(pass, 208, rows, limits).map(|plan| (plan.blocks, plan.tiles)).unwrap();
+        for pass in [SPLIT, Pass::Read(Precision::Half), Pass::Keep] {
+            assert_eq!(
+                [shape(pass, 2048, H200), shape(pass, 17, H200), shape(pass, 16, H200)],
+                [(2, 2), (2, 2), (1, 1)]
+            );
+            assert_eq!([shape(pass, 4096, H200), shape(pass, 2048, A100)], [(1, 2), (1, 2)]);
+        }
     }
 
     #[test]
