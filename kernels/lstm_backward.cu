@@ -39,18 +39,18 @@ static_assert(sizeof(LstmBackward) == 184, "src/models/lstm/gpu/backward.rs has 
 struct BackwardWalk {
   const uint4* const& packed;  // references to the launch's argument, which takes no registers
   const LstmSize& size;
-  WarpGroups groups;
-  __device__ __forceinline__ BackwardWalk(const LstmBackward& a) : packed(a.packed), size(a.size), groups(0, 1) {}
-  __device__ __forceinline__ uint32_t runs() const { return groups.count(size) * size.matrices(); }
+  WarpJobs<1> jobs;
+  __device__ __forceinline__ BackwardWalk(const LstmBackward& a) : packed(a.packed), size(a.size), jobs(0, 1) {}
+  __device__ __forceinline__ uint32_t runs() const { return jobs.count(size) * size.matrices(); }
   __device__ __forceinline__ uint32_t pieces() const { return size.gates() / 64; }
   __device__ __forceinline__ const uint4* run(uint32_t n) const {
-    const uint32_t pair = 2 * groups.count(size), above = n / pair, k = n % pair;
+    const uint32_t pair = 2 * jobs.count(size), above = n / pair, k = n % pair;
     const uint32_t layer = size.layers - 1 - above;
     return layer == 0 ? weights(0, k) : weights(2 * layer - k % 2, k / 2);
   }
   // Of the warp's n-th group.
   __device__ __forceinline__ const uint4* weights(uint32_t matrix, uint32_t n) const {
-    return packed + size.packed_backward(matrix) + uint64_t(groups.group(n)) * (size.gates() / 16) * 32;
+    return packed + size.packed_backward(matrix) + uint64_t(jobs.group(size, n)) * (size.gates() / 16) * 32;
   }
 };
 

@@ -60,50 +60,51 @@ struct LstmForward {
 };
 static_assert(sizeof(LstmForward) == 328, "src/models/lstm/gpu/forward.rs has the same layout");
 
-// The order in which a warp takes its groups' weights in one time step: layer 0 has recurrent ones, those above also input
+// The order in which a warp takes its jobs' weights in one time step: layer 0 has recurrent ones, those above also input
 // ones, which come first.
-struct ForwardWalk {
+template <int PARTS> struct ForwardWalk {
   const uint4* const& packed;  // references to the launch's argument, which takes no registers
   const LstmSize& size;
-  WarpGroups groups;
-  __device__ __forceinline__ ForwardWalk(const LstmForward& a, WarpGroups groups)
-      : packed(a.packed), size(a.size), groups(groups) {}
-  __device__ __forceinline__ uint32_t runs() const { return groups.count(size) * size.matrices(); }
+  WarpJobs<PARTS> jobs;
+  __device__ __forceinline__ ForwardWalk(const LstmForward& a, WarpJobs<PARTS> jobs)
+      : packed(a.packed), size(a.size), jobs(jobs) {}
+  __device__ __forceinline__ uint32_t runs() const { return jobs.count(size) * size.matrices(); }
   __device__ __forceinline__ uint32_t pieces() const { return size.steps(); }
   __device__ __forceinline__ const uint4* run(uint32_t n) const {
-    const uint32_t mine = groups.count(size);
+    const uint32_t mine = jobs.count(size);
     if (n < mine) return weights(0, n);
     const uint32_t layer = (n + mine) / (2 * mine), k = (n + mine) % (2 * mine);
     return weights(2 * layer - 1 + k % 2, k / 2);
   }
-  // Of the warp's n-th group.
+  // Of the warp's n-th job.
   __device__ __forceinline__ const uint4* weights(uint32_t matrix, uint32_t n) const {
-    return packed + size.packed_forward(matrix) + uint64_t(groups.group(n)) * size.steps() * 128;
+    return packed + size.packed_forward(matrix) + uint64_t(jobs.group(size, n)) * size.steps() * 128;
   }
 };
 
 // KEEP is the training mode, by itself as what it keeps takes registers. BLOCKS of a cluster share the rows.
 template <int TILES, int BLOCKS, bool SPLIT, bool KEEP, int AHEAD> struct Forward {
   static constexpr int kRows = 16 * TILES, kOwnTiles = TILES / BLOCKS, kOwnRows = 16 * kOwnTiles, kParts = SPLIT ? 2 : 1;
-  static constexpr uint32_t kLanes = 8;  // of a row in the token step
+  static constexpr uint32_t kLanes = 8;                    // of a row in the token step
+  static constexpr int kShares = BLOCKS == 1 ? TILES : 1;  // of a group that is left over
   const LstmForward& a;
   const Lane at;
   const uint32_t block, warp, warps, stride, plane_len, logit_stride;  // `block` of the cluster
-  const WarpGroups groups;
+  const WarpJobs<kShares> jobs;
   // Of each row, at the start of the block's shared memory.
   struct Rows {
     double log_q[kRows], log_model[kRows];
     uint32_t row[kRows], token[kRows], length[kRows], state[kRows], alive[kRows];
   };
   Rows& rows;
-  Stream<2 * kParts, AHEAD, ForwardWalk> weights;
+  Stream<2 * kParts, AHEAD, ForwardWalk<kShares>> weights;
   uint32_t spare;  // the buffer of states that is written next
   float* cells;    // [layers][groups][TILES][32 lanes][4]
 
   __device__ __forceinline__ Forward(const LstmForward& a, unsigned char* shared)
       : a(a), block(rank_of_block()), warp(threadIdx.x / 32), warps(blockDim.x / 32), stride(a.size.units + 8),
-        plane_len(kRows * stride), logit_stride(a.size.outputs + 1), groups(block, BLOCKS),
-        rows(*reinterpret_cast<Rows*>(shared)), weights(ForwardWalk(a, groups)), spare(a.size.layers) {
+        plane_len(kRows * stride), logit_stride(a.size.outputs + 1), jobs(block, BLOCKS),
+        rows(*reinterpret_cast<Rows*>(shared)), weights(ForwardWalk<kShares>(a, jobs)), spare(a.size.layers) {
     const uint64_t cell_len = uint64_t(a.size.layers) * kRows * a.size.units;
     // kRows * (O + 1) floats: a multiple of 16 bytes as kRows is one of 16.
     float* rest = apart() + (logits_fit_a_plane() ? 0 : kRows * logit_stride);
@@ -155,10 +156,7 @@ template <int TILES, int BLOCKS, bool SPLIT, bool KEEP, int AHEAD> struct Forwar
   __device__ __forceinline__ void begin() {
     for (uint32_t i = threadIdx.x; i < buffers() * kParts * plane_len / 2; i += blockDim.x)
       reinterpret_cast<uint32_t*>(plane(0))[i] = 0;
-    // Each thread zeroes the cells that it alone will use.
-    for (uint32_t group = groups.warp; group < a.size.groups(); group += groups.warps)
-      for (uint32_t layer = 0; layer < a.size.layers; layer++)
-        for (int tile = 0; tile < TILES; tile++) *cell(layer, group, tile) = make_float4(0, 0, 0, 0);
+    for (uint32_t i = threadIdx.x; i < a.size.layers * kRows * a.size.units; i += blockDim.x) cells[i] = 0;
     for (uint32_t local = threadIdx.x; local < kRows; local += blockDim.x) begin_row(local);
     synchronize();
     if (KEEP && threadIdx.x < kOwnTiles) {
@@ -193,14 +191,14 @@ template <int TILES, int BLOCKS, bool SPLIT, bool KEEP, int AHEAD> struct Forwar
     return reinterpret_cast<float4*>(cells) + ((layer * a.size.groups() + group) * TILES + tile) * 32 + at.lane;
   }
 
-  // One k16 step of one group: acc += states * weights, all gates.
-  __device__ __forceinline__ void multiply_step(float (&acc)[TILES][4][4], const __half* states,
-                                                const uint4 (&w)[2 * kParts]) {
+  // One k16 step of one group and N tiles: acc += states * weights, all gates.
+  template <int N>
+  __device__ __forceinline__ void multiply_step(float (&acc)[N][4][4], const __half* states, const uint4 (&w)[2 * kParts]) {
     const uint32_t high[4][2] = {{w[0].x, w[0].y}, {w[0].z, w[0].w}, {w[1].x, w[1].y}, {w[1].z, w[1].w}};
     const uint4 c = w[kParts], d = w[2 * kParts - 1];  // the low parts when SPLIT, else unused
     const uint32_t low[4][2] = {{c.x, c.y}, {c.z, c.w}, {d.x, d.y}, {d.z, d.w}};
 #pragma unroll
-    for (int tile = 0; tile < TILES; tile++) {
+    for (int tile = 0; tile < N; tile++) {
       uint32_t part[4];
       if (SPLIT) {
         load_rows(part, states + plane_len + tile * 16 * stride, stride);
@@ -216,18 +214,19 @@ template <int TILES, int BLOCKS, bool SPLIT, bool KEEP, int AHEAD> struct Forwar
   }
 
   // acc += states * weights, which are the walk's next run, over all steps.
-  __device__ __forceinline__ void multiply(float (&acc)[TILES][4][4], const __half* states) {
+  template <int N> __device__ __forceinline__ void multiply(float (&acc)[N][4][4], const __half* states) {
     weights.each([&](uint32_t step, const uint4(&w)[2 * kParts]) { multiply_step(acc, states + step * 16, w); });
   }
 
   // What the gates start from: the table row of the input token (a one-hot product is a look-up), or the bias.
-  __device__ __forceinline__ void start(float (&acc)[TILES][4][4], uint32_t layer, uint32_t group) {
+  template <int N>
+  __device__ __forceinline__ void start(float (&acc)[N][4][4], uint32_t layer, uint32_t group, uint32_t first) {
     const float* from = a.parameters + a.size.start(layer) + group * 8 + at.q * 2;
 #pragma unroll
-    for (int tile = 0; tile < TILES; tile++)
+    for (int tile = 0; tile < N; tile++)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        const uint64_t line = layer == 0 ? rows.token[tile * 16 + half * 8 + at.g] : 0;
+        const uint64_t line = layer == 0 ? rows.token[(first + tile) * 16 + half * 8 + at.g] : 0;
 #pragma unroll
         for (int gate = 0; gate < 4; gate++) {
           const float2 two = __ldg(reinterpret_cast<const float2*>(from + line * a.size.gates() + gate * a.size.units));
@@ -315,14 +314,24 @@ template <int TILES, int BLOCKS, bool SPLIT, bool KEEP, int AHEAD> struct Forwar
   // One layer of step t: reads `below` (layers above 0) and `before`, writes `after`.
   __device__ __forceinline__ void advance(uint32_t layer, uint32_t t, const __half* below, const __half* before,
                                           __half* after) {
-    for (uint32_t group = groups.warp; group < a.size.groups(); group += groups.warps) {
-      float acc[TILES][4][4];
-      start(acc, layer, group);
-      if (layer > 0) multiply(acc, below);
-      multiply(acc, before);
+    const uint32_t whole = jobs.whole(a.size), count = jobs.count(a.size);
+    for (uint32_t n = 0; n < whole; n++) advance_tiles<TILES>(layer, t, below, before, after, jobs.group(a.size, n), 0);
+    if (kShares == 1) return;
+    for (uint32_t n = whole; n < count; n++)
+      advance_tiles<1>(layer, t, below, before, after, jobs.group(a.size, n), jobs.part(a.size, n));
+  }
+
+  // N tiles of one group, from the first on.
+  template <int N>
+  __device__ __forceinline__ void advance_tiles(uint32_t layer, uint32_t t, const __half* below, const __half* before,
+                                                __half* after, uint32_t group, uint32_t first) {
+    float acc[N][4][4];
+    start(acc, layer, group, first);
+    if (layer > 0) multiply(acc, below + first * 16 * stride);
+    multiply(acc, before + first * 16 * stride);
 #pragma unroll
-      for (int tile = 0; tile < TILES; tile++) update(acc[tile], *cell(layer, group, tile), layer, group, tile, t, after);
-    }
+    for (int tile = 0; tile < N; tile++)
+      update(acc[tile], *cell(layer, group, first + tile), layer, group, first + tile, t, after);
   }
 
   // Logits of the top layer's state; what may not be emitted gets -inf. A job is a tile of rows and of eight outputs.
@@ -334,7 +343,7 @@ template <int TILES, int BLOCKS, bool SPLIT, bool KEEP, int AHEAD> struct Forwar
       float acc[kParts + 1][4] = {};  // by product, so that none waits for another
       const uint4* from = a.packed + a.size.packed_head() + uint64_t(column) * a.size.steps() * 32 + at.lane;
       for (uint32_t step = 0; step < a.size.steps(); step += kHeadAhead) {
-        uint4 w[kHeadAhead];
+        uint4 w[kHeadAhead] = {};
 #pragma unroll
         for (uint32_t k = 0; k < kHeadAhead; k++)
           if (step + k < a.size.steps()) w[k] = __ldg(from + (step + k) * 32);
@@ -549,24 +558,23 @@ template <int TILES, int BLOCKS, bool SPLIT, bool KEEP, int AHEAD> struct Forwar
 };
 
 // Grid: ceil(rows / (16 * TILES)) blocks of up to WARPS warps, LSTM_WARPS(WARPS) of them; shared memory as
-// src/models/lstm/gpu/forward.rs sums it up. Two blocks of a multiprocessor, where it has room, fill each other's gaps: one
-// multiplies while the other has its token step.
-#define LSTM_FORWARD(name, TILES, SPLIT, KEEP, WARPS, RESIDENT, AHEAD)                                  \
-  extern "C" __global__ void __launch_bounds__(32 * LSTM_WARPS(WARPS), LSTM_BLOCKS(RESIDENT))           \
+// src/models/lstm/gpu/forward.rs sums it up.
+#define LSTM_FORWARD(name, TILES, SPLIT, KEEP, WARPS, AHEAD)                                            \
+  extern "C" __global__ void __launch_bounds__(32 * LSTM_WARPS(WARPS), 1)                               \
       name(const __grid_constant__ LstmForward arguments) {                                             \
     SHARED_DYN(unsigned char, shared);                                                                  \
     const uint32_t rows = KEEP ? *arguments.count : arguments.rows;                                     \
     if (arguments.first_slot + blockIdx.x * 16 * TILES < rows)                                          \
       Forward<TILES, 1, SPLIT, KEEP, AHEAD>(arguments, shared).run();                                   \
   }
-LSTM_FORWARD(lstm_forward_split_1, 1, true, false, 16, 1, 2)
-LSTM_FORWARD(lstm_forward_split_2, 2, true, false, 8, 2, 2)
-LSTM_FORWARD(lstm_forward_split_4, 4, true, false, 12, 1, 2)
-LSTM_FORWARD(lstm_forward_plain_1, 1, false, false, 16, 1, 4)
-LSTM_FORWARD(lstm_forward_plain_2, 2, false, false, 8, 2, 3)
-LSTM_FORWARD(lstm_forward_plain_4, 4, false, false, 12, 1, 3)
-LSTM_FORWARD(lstm_forward_keep_1, 1, true, true, 12, 1, 2)
-LSTM_FORWARD(lstm_forward_keep_2, 2, true, true, 12, 1, 2)
+LSTM_FORWARD(lstm_forward_split_1, 1, true, false, 16, 2)
+LSTM_FORWARD(lstm_forward_split_2, 2, true, false, 8, 3)
+LSTM_FORWARD(lstm_forward_split_4, 4, true, false, 8, 3)
+LSTM_FORWARD(lstm_forward_plain_1, 1, false, false, 16, 4)
+LSTM_FORWARD(lstm_forward_plain_2, 2, false, false, 8, 4)
+LSTM_FORWARD(lstm_forward_plain_4, 4, false, false, 8, 4)
+LSTM_FORWARD(lstm_forward_keep_1, 1, true, true, 12, 2)
+LSTM_FORWARD(lstm_forward_keep_2, 2, true, true, 8, 2)
 
 // The same in clusters of two blocks that share 32 rows: an even number of blocks, of at most half as many warps as there
 // are groups of units.

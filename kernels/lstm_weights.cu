@@ -2,7 +2,7 @@
 //
 // Every block of parameters is out[k, n] = sum over (step, slot) of left[k] * right[n], where right holds gate gradients
 // (or the head's residual) and left a state, a one-hot input token, or 1 (a bias). A slab is 16 slots at one step: the
-// depth of one mma; kStages of them are on their way at a time. A block of threads owns 128 x 128 outputs, a warp 32 x 64 of them, and one run of slabs; runs are fixed by the number of
+// depth of one mma; a few are on their way while others are multiplied. A block of threads owns 128 x 128 outputs, a warp 32 x 64 of them, and one run of slabs; runs are fixed by the number of
 // slots, and their sums are folded in order, so that results do not depend on the machine.
 #include "common/lstm.cuh"
 #include "common/split.cuh"
@@ -31,14 +31,16 @@ static_assert(sizeof(LstmWeightJob) == 40 && sizeof(LstmWeights) == 64, "src/mod
 constexpr int kOut = 128, kThreads = 256;
 constexpr int kStride = kOut + 8, kOperand = 16 * kStride;
 constexpr int kSlab = 4 * kOperand;  // [2 operands][2 parts][16][kStride]
-constexpr int kStages = 4;           // slabs in shared memory
+constexpr int kTogether = 2;         // slabs between two barriers
+constexpr int kStages = 3;           // so many slabs each, in shared memory
 
 struct Outer {
   const LstmWeights& a;
   LstmWeightJob job;
   uint32_t k0, n0;
-  __nv_bfloat16* slabs;          // [kStages][kSlab]
-  uint32_t tile, end, t;         // the slab that is asked for next; past the last one `tile` is `end`
+  __nv_bfloat16* slabs;      // [kStages][kTogether][kSlab]
+  uint32_t tile, t, steps;   // the slab that is asked for next, and the steps of its tile
+  uint32_t asked = 0, total; // slabs
 
   __device__ __forceinline__ Outer(const LstmWeights& a, __nv_bfloat16* slabs) : a(a), slabs(slabs) {
     uint32_t number = 0;
@@ -53,19 +55,28 @@ struct Outer {
   __device__ __forceinline__ uint32_t warp_row() const { return threadIdx.x / 64 * 32; }
   __device__ __forceinline__ uint32_t warp_column() const { return threadIdx.x / 32 % 2 * 64; }
 
-  // Asks for the next slab, if there is one, and makes a group of its copies.
+  // Asks for the next slabs, as far as there are some, and makes a group of their copies.
   __device__ __forceinline__ void fetch(uint32_t stage) {
-    if (tile < end) {
-      const uint32_t slot = threadIdx.x / 16, column = threadIdx.x % 16 * 8;
-      const uint64_t row = uint64_t(t) * a.capacity + tile * 16 + slot;
-      __nv_bfloat16* to = slabs + stage * kSlab + slot * kStride + column;
-      if (job.kind == kState) copy(to, job.left + row * 2 * job.rows, k0 + column, job.rows);
-      else indicate(to, k0 + column, job.kind == kOneHot ? a.inputs[row] : 0);
-      copy(to + 2 * kOperand, job.right + row * 2 * job.columns, n0 + column, job.columns);
-      t++;
-      skip_ended();
-    }
+#pragma unroll
+    for (int i = 0; i < kTogether; i++)
+      if (asked < total) fetch_slab(slabs + (stage * kTogether + i) * kSlab);
     dev::cp_async_commit();
+  }
+  __device__ __forceinline__ void fetch_slab(__nv_bfloat16* slab) {
+    const uint32_t slot = threadIdx.x / 16, column = threadIdx.x % 16 * 8;
+    const uint64_t row = uint64_t(t) * a.capacity + tile * 16 + slot;
+    __nv_bfloat16* to = slab + slot * kStride + column;
+    if (job.kind == kState) copy(to, job.left + row * 2 * job.rows, k0 + column, job.rows);
+    else indicate(to, k0 + column, job.kind == kOneHot ? a.inputs[row] : 0);
+    copy(to + 2 * kOperand, job.right + row * 2 * job.columns, n0 + column, job.columns);
+    asked++;
+    if (++t == steps) to_tile(tile + 1);
+  }
+  // To the first slab of the next tile that has some. One in use has, unless all its rows were rejected.
+  __device__ __forceinline__ void to_tile(uint32_t next) {
+    tile = next;
+    t = 0;
+    while (asked < total && (steps = a.tile_steps[tile]) == 0) tile++;
   }
   // Eight neighbours of both parts of a row; zeros beyond its end.
   static __device__ __forceinline__ void copy(__nv_bfloat16* to, const __nv_bfloat16* row, uint32_t column, uint32_t len) {
@@ -83,17 +94,12 @@ struct Outer {
     *reinterpret_cast<uint4*>(to) = make_uint4(two[0], two[1], two[2], two[3]);
     *reinterpret_cast<uint4*>(to + kOperand) = make_uint4(0, 0, 0, 0);
   }
-  // To the next tile where this one has ended. One in use has at least one step, unless all its rows were rejected.
-  __device__ __forceinline__ void skip_ended() {
-    while (tile < end && t >= a.tile_steps[tile]) tile++, t = 0;
-  }
 
   // acc += left^T * right of one slab. The slab lies slot by slot, so both operands are read transposed. Warps whose rows
   // the job does not have, as it is a bias or a short table, have nothing to do.
-  __device__ __forceinline__ void multiply(float (&acc)[2][8][4], uint32_t stage) {
+  __device__ __forceinline__ void multiply(float (&acc)[2][8][4], const __nv_bfloat16* slab) {
     if (k0 + warp_row() >= job.rows) return;
     const uint32_t lane = threadIdx.x % 32;
-    const __nv_bfloat16* slab = slabs + stage * kSlab;
     uint32_t a_hi[2][4], a_lo[2][4];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -136,24 +142,19 @@ struct Outer {
   __device__ __forceinline__ void run() {
     const uint32_t used = *a.count > a.first_slot ? min(*a.count - a.first_slot, a.capacity) : 0;
     const uint32_t tiles = (used + 15) / 16, share = (tiles + gridDim.y - 1) / gridDim.y;
-    tile = blockIdx.y * share;
-    end = min(tiles, tile + share);
-    t = 0;
-    skip_ended();
-    uint32_t on_their_way = 0, stage = 0;
-    for (uint32_t ahead = 0; ahead + 1 < kStages; ahead++) {
-      on_their_way += tile < end;
-      fetch(ahead);
-    }
+    const uint32_t first = blockIdx.y * share, end = min(tiles, first + share);
+    total = 0;
+    for (uint32_t i = first; i < end; i++) total += a.tile_steps[i];
+    to_tile(first);
+    for (uint32_t stage = 0; stage + 1 < kStages; stage++) fetch(stage);
     float acc[2][8][4] = {};
-    while (on_their_way > 0) {
+    for (uint32_t done = 0, stage = 0; done < total; done += kTogether, stage = (stage + 1) % kStages) {
       dev::cp_async_wait<kStages - 2>();
-      __syncthreads();  // the slab has landed, and all have read the one before, whose place is taken now
-      on_their_way += tile < end;
+      __syncthreads();  // the slabs have landed, and all have read those before, whose place is taken now
       fetch((stage + kStages - 1) % kStages);
-      multiply(acc, stage);
-      on_their_way--;
-      stage = (stage + 1) % kStages;
+#pragma unroll
+      for (int i = 0; i < kTogether; i++)
+        if (done + i < total) multiply(acc, slabs + (stage * kTogether + i) * kSlab);
     }
     write(acc);
   }

@@ -52,23 +52,32 @@ struct LstmSize {
   }
 };
 
-// Warps of a block, and blocks of a multiprocessor: as many as registers allow. Elsewhere than on sm_90 ptxas finds fewer of
-// them to do without spilling.
+// Warps of a block: as many as registers allow. Elsewhere than on sm_90 ptxas finds fewer of them to do without spilling.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 100 != 9
 #define LSTM_WARPS(most) 8
-#define LSTM_BLOCKS(most) 1
 #else
 #define LSTM_WARPS(most) most
-#define LSTM_BLOCKS(most) most
 #endif
 
-// The groups of 8 units that a warp works on: every warps-th from `warp` on, counted over the blocks that share rows.
-struct WarpGroups {
+// The jobs of a warp, one of `warps` of the blocks that share rows: whole groups of 8 units as long as there is one for each
+// warp; those left over in PARTS, so that no warp waits for one with a whole group more.
+template <int PARTS> struct WarpJobs {
   uint32_t warp, warps;
-  __device__ __forceinline__ WarpGroups(uint32_t block, uint32_t blocks)
+  __device__ __forceinline__ WarpJobs(uint32_t block, uint32_t blocks)
       : warp(threadIdx.x / 32 * blocks + block), warps(blockDim.x / 32 * blocks) {}
-  __device__ __forceinline__ uint32_t count(const LstmSize& size) const { return (size.groups() - warp + warps - 1) / warps; }
-  __device__ __forceinline__ uint32_t group(uint32_t n) const { return warp + n * warps; }
+  // How many whole groups, and how many jobs in all.
+  __device__ __forceinline__ uint32_t whole(const LstmSize& size) const { return PARTS == 1 ? count(size) : size.groups() / warps; }
+  __device__ __forceinline__ uint32_t count(const LstmSize& size) const {
+    if (PARTS == 1) return (size.groups() + warps - 1 - warp) / warps;
+    return whole(size) + (size.groups() % warps * PARTS + warps - 1 - warp) / warps;
+  }
+  // The group of the n-th job, and its part if it is not whole.
+  __device__ __forceinline__ uint32_t group(const LstmSize& size, uint32_t n) const {
+    const uint32_t rounds = PARTS == 1 ? n + 1 : whole(size);
+    return n < rounds ? warp + n * warps : rounds * warps + job(n - rounds) / PARTS;
+  }
+  __device__ __forceinline__ uint32_t part(const LstmSize& size, uint32_t n) const { return job(n - whole(size)) % PARTS; }
+  __device__ __forceinline__ uint32_t job(uint32_t n) const { return warp + n * warps; }
 };
 
 // A thread's place in a warp's mma tile: it holds rows g and g + 8, columns 2q and 2q + 1.

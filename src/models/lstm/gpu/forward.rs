@@ -84,12 +84,12 @@ impl Pass {
             (Pass::Keep, 2, _) => (LstmForwardPairKeep, 13),
             (Pass::Read(Precision::Split), _, 1) => (LstmForwardSplit1, 16),
             (Pass::Read(Precision::Split), _, 2) => (LstmForwardSplit2, 8),
-            (Pass::Read(Precision::Split), _, _) => (LstmForwardSplit4, 12),
+            (Pass::Read(Precision::Split), _, _) => (LstmForwardSplit4, 8),
             (Pass::Read(Precision::Half), _, 1) => (LstmForwardPlain1, 16),
             (Pass::Read(Precision::Half), _, 2) => (LstmForwardPlain2, 8),
-            (Pass::Read(Precision::Half), _, _) => (LstmForwardPlain4, 12),
+            (Pass::Read(Precision::Half), _, _) => (LstmForwardPlain4, 8),
             (Pass::Keep, _, 1) => (LstmForwardKeep1, 12),
-            (Pass::Keep, _, _) => (LstmForwardKeep2, 12),
+            (Pass::Keep, _, _) => (LstmForwardKeep2, 8),
         }
     }
 }

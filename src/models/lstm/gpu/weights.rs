@@ -11,8 +11,8 @@ pub(super) const RUNS: usize = 16;
 /// Rows and columns of a block's outputs.
 const OUT: usize = 128;
 
-/// Shared memory of a block: four slabs of two operands of 16 slots by 136 places in two parts.
-const SHARED_BYTES: usize = 4 * 2 * 16 * (OUT + 8) * 4;
+/// Shared memory of a block: three times two slabs of two operands of 16 slots by 136 places in two parts.
+const SHARED_BYTES: usize = 3 * 2 * 2 * 16 * (OUT + 8) * 4;
 
 const STATE: u32 = 0;
 const ONE_HOT: u32 = 1;
