@@ -105,15 +105,15 @@ DEV_FN RowGradient gradient_of(const Softmax& softmax, const Normaliser& found, 
   const bool finite = isfinite(weight);
   if (first && !finite) note_fault(status, at, kBadWeight);
   if (!finite || !check_row(softmax, found, at, token, first, status)) return {NAN, NAN, NAN};
-  const double log_prob = log_prob_of(softmax, found, x), scaled = double(weight) * double(softmax.scale);
-  return {float(-scaled / found.total), float(-scaled * expm1(log_prob)), float(log_prob)};
+  const float log_prob = log_prob_of_part(softmax, found, x), share = softmax.scale / float(found.total);
+  return {-weight * share, -weight * (softmax.scale * expm1f(log_prob)), log_prob};
 }
 
 // The same for vocabularies of at most 256: a warp has several rows, and nothing in shared memory. Any grid.
 template <typename Row, typename T>
 DEV_FN void gradients_of_parts(Row held, T* logits, const uint32_t* tokens, const float* weights, uint64_t rows,
                                uint64_t stride, Softmax softmax, float* log_probs, unsigned long long* status) {
-  const Part part = part_of(softmax.vocab);
+  const Part part = part_of<Row>(softmax.vocab);
   const uint32_t warps = blockDim.x / 32, alignment = alignment_of(logits, stride);
   const uint64_t step = uint64_t(gridDim.x) * warps * part.rows;
   uint64_t first = (uint64_t(blockIdx.x) * warps + threadIdx.x / 32) * part.rows;
@@ -126,14 +126,13 @@ DEV_FN void gradients_of_parts(Row held, T* logits, const uint32_t* tokens, cons
     T* row = logits + at * stride;
     const uint32_t token = exists && weight != 0 ? tokens[at] : ~0u;
     held.load(softmax, part, row, weight != 0, alignment);
-    const float x = token < softmax.vocab ? logit(softmax, row, token) : NAN;
+    const float x = token < softmax.vocab ? held.at(softmax, row, token) : NAN;
     const Normaliser found = held.template normalise<false>(softmax, part);
     __syncwarp();  // all lanes have read the row
     if (!exists) continue;
     RowGradient gradient{0.0f, 0.0f, NAN};
     if (weight != 0) gradient = gradient_of(softmax, found, at, token, weight, x, part.lane == 0, status);
-    held.store(softmax, part, gradient.factor, row, alignment);
-    if (weight != 0 && !isnan(gradient.factor) && Row::holder(part, token) == part.lane) row[token] = T(gradient.at_token);
+    held.store(softmax, part, gradient.factor, token, gradient.at_token, row, alignment);
     if (part.lane == 0) log_probs[at] = gradient.log_prob;
   }
 }

@@ -26,7 +26,7 @@ DEV_FN void log_probs_of(const T* logits, const uint32_t* tokens, uint64_t rows,
 template <bool kEntropy, typename Row, typename T>
 DEV_FN void log_probs_of_parts(Row held, const T* logits, const uint32_t* tokens, uint64_t rows, uint64_t stride,
                                Softmax softmax, float* log_probs, float* entropies, unsigned long long* status) {
-  const Part part = part_of(softmax.vocab);
+  const Part part = part_of<Row>(softmax.vocab);
   const uint32_t warps = blockDim.x / 32, alignment = alignment_of(logits, stride);
   const uint64_t step = uint64_t(gridDim.x) * warps * part.rows;
   for (uint64_t first = (uint64_t(blockIdx.x) * warps + threadIdx.x / 32) * part.rows; first < rows; first += step) {
@@ -35,11 +35,11 @@ DEV_FN void log_probs_of_parts(Row held, const T* logits, const uint32_t* tokens
     const T* row = logits + at * stride;
     const uint32_t token = exists ? tokens[at] : ~0u;
     held.load(softmax, part, row, exists, alignment);
-    const float x = token < softmax.vocab ? logit(softmax, row, token) : NAN;
+    const float x = token < softmax.vocab ? held.at(softmax, row, token) : NAN;
     const Normaliser found = held.template normalise<kEntropy>(softmax, part);
     if (!exists || part.lane != 0) continue;
     const bool good = check_row(softmax, found, at, token, true, status);
-    log_probs[at] = good ? float(log_prob_of(softmax, found, x)) : NAN;
+    log_probs[at] = good ? log_prob_of_part(softmax, found, x) : NAN;
     if (kEntropy) entropies[at] = good ? float(entropy_of(softmax, found)) : NAN;
   }
 }

@@ -3,16 +3,21 @@
 // A lane holds up to 32 logits of its row in registers, in pieces of 16 bytes that the row's lanes take in turn, so that
 // lines are read whole; what is made once a row, a logarithm above all, is made for up to 32 rows at once. Vocabulary and
 // type alone decide which lane adds what in which order; how a row is aligned decides how wide its loads are, no more.
+//
+// Accuracy: so few terms are summed in float. At most 5 roundings in a lane and 3 between lanes are 5e-7 of the sum, beside
+// the 9e-7 of the exponentials (common/softmax.cuh); their logarithm is one of a float.
 #pragma once
+#include <type_traits>
+
 #include "common/softmax.cuh"
 
 // The lane's row among those of its warp, and the lane among those of its row.
 struct Part {
   uint32_t lanes, lane, row, rows;
 };
-DEV_FN Part part_of(uint32_t vocab) {
+template <typename Row> DEV_FN Part part_of(uint32_t vocab) {
   uint32_t lanes = 1;
-  while (32 * lanes < vocab) lanes *= 2;
+  while (!Row::kAlone && 32 * lanes < vocab) lanes *= 2;
   const uint32_t lane = threadIdx.x % 32;
   return {lanes, lane % lanes, lane / lanes, 32 / lanes};
 }
@@ -26,6 +31,7 @@ template <typename T> DEV_FN uint32_t alignment_of(const T* logits, uint64_t str
 // kWidth logits side by side.
 template <typename T, uint32_t kWidth> struct Piece {
   static constexpr uint32_t kWords = kWidth * sizeof(T) / 4;
+  using Whole = std::conditional_t<kWords == 4, uint4, std::conditional_t<kWords == 2, uint2, uint32_t>>;
   alignas(4 * kWords) uint32_t words[kWords];
 
   // All of them in steps of a Unit.
@@ -44,9 +50,9 @@ template <typename T, uint32_t kWidth> struct Piece {
 #pragma unroll
       for (uint32_t i = 0; i < kWidth; i++) x[i] = first + i < vocab ? float(from[i]) : -INFINITY;
       join(x);
-    } else if (kWords == 4 && alignment == 16) {
-      move<uint4>(words, from);
-    } else if (kWords > 1 && alignment >= 8) {
+    } else if (alignment >= sizeof(Whole)) {
+      move<Whole>(words, from);
+    } else if (alignment >= 8) {
       move<uint2>(words, from);
     } else {
       move<uint32_t>(words, from);
@@ -60,9 +66,9 @@ template <typename T, uint32_t kWidth> struct Piece {
 #pragma unroll
       for (uint32_t i = 0; i < kWidth; i++)
         if (first + i < vocab) to[i] = T(x[i]);
-    } else if (kWords == 4 && alignment == 16) {
-      move<uint4>(to, words);
-    } else if (kWords > 1 && alignment >= 8) {
+    } else if (alignment >= sizeof(Whole)) {
+      move<Whole>(to, words);
+    } else if (alignment >= 8) {
       move<uint2>(to, words);
     } else {
       move<uint32_t>(to, words);
@@ -79,6 +85,12 @@ template <typename T, uint32_t kWidth> struct Piece {
       }
     }
   }
+  __device__ __forceinline__ void fill(float value) {
+    float same[kWidth];
+#pragma unroll
+    for (uint32_t i = 0; i < kWidth; i++) same[i] = value;
+    join(same);
+  }
   __device__ __forceinline__ void join(const float (&x)[kWidth]) {
 #pragma unroll
     for (uint32_t i = 0; i < kWords; i++) {
@@ -90,6 +102,8 @@ template <typename T, uint32_t kWidth> struct Piece {
 
 // A lane's logits of its row: piece k of lane l is the (k * lanes + l)-th.
 template <typename T, uint32_t kWidth, uint32_t kPieces> struct PartOfRow {
+  using Whole = typename Piece<T, kWidth>::Whole;
+  static constexpr bool kAlone = kWidth * kPieces <= 8;  // no row has another lane
   float x[kPieces][kWidth];
 
   // Tokens before the lane's piece; pieces that no lane has are not worked on.
@@ -98,16 +112,26 @@ template <typename T, uint32_t kWidth, uint32_t kPieces> struct PartOfRow {
     return piece == 0 || piece * part.lanes * kWidth < softmax.vocab;
   }
 
-  // The lane that has a token.
-  DEV_FN uint32_t holder(const Part& part, uint32_t token) { return token / kWidth % part.lanes; }
+  // Whether a row has nothing but whole pieces, each for one load.
+  DEV_FN bool regular(const Softmax& softmax, uint32_t alignment) {
+    return alignment >= sizeof(Whole) && softmax.vocab % kWidth == 0;
+  }
 
   // -inf where the row is not `read`.
   __device__ __forceinline__ void load(const Softmax& softmax, const Part& part, const T* row, bool read,
                                        uint32_t alignment) {
     Piece<T, kWidth> pieces[kPieces];
+    const uint32_t vocab = softmax.vocab;
+    if (regular(softmax, alignment)) {
 #pragma unroll
-    for (uint32_t k = 0; k < kPieces; k++)
-      pieces[k].load(row, read ? first(part, k) : softmax.vocab, softmax.vocab, alignment);
+      for (uint32_t k = 0; k < kPieces; k++) {
+        pieces[k].fill(-INFINITY);
+        if (read && first(part, k) < vocab) pieces[k].template move<Whole>(pieces[k].words, row + first(part, k));
+      }
+    } else {
+#pragma unroll
+      for (uint32_t k = 0; k < kPieces; k++) pieces[k].load(row, read ? first(part, k) : vocab, vocab, alignment);
+    }
 #pragma unroll
     for (uint32_t k = 0; k < kPieces; k++) {
       pieces[k].split(x[k]);
@@ -118,6 +142,17 @@ template <typename T, uint32_t kWidth, uint32_t kPieces> struct PartOfRow {
           if (token < softmax.vocab && !allowed(softmax, token)) x[k][i] = -INFINITY;
         }
     }
+  }
+
+  // The logit of a token of the vocabulary; before it becomes an exponential.
+  __device__ __forceinline__ float at(const Softmax& softmax, const T* row, uint32_t token) const {
+    if (!kAlone) return logit(softmax, row, token);
+    float found = x[0][0];
+#pragma unroll
+    for (uint32_t k = 0; k < kPieces; k++)
+#pragma unroll
+      for (uint32_t i = 0; i < kWidth; i++) found = token == k * kWidth + i ? x[k][i] : found;
+    return found;
   }
 
   // The row's normaliser, in all its lanes; each logit becomes its exponential.
@@ -148,29 +183,40 @@ template <typename T, uint32_t kWidth, uint32_t kPieces> struct PartOfRow {
     }
     add_in_pairs(sums);
     add_in_pairs(products);
-    double total = double(sums[0]), product = double(products[0]);
+    float total = sums[0], product = products[0];
     for (uint32_t distance = part.lanes / 2; distance; distance /= 2) {
       total += __shfl_xor_sync(~0u, total, distance);
       if (kEntropy) product += __shfl_xor_sync(~0u, product, distance);
     }
-    return {max, total, product};
+    return {max, double(total), double(product)};
   }
 
-  // factor times the exponentials, in place of the row.
-  __device__ __forceinline__ void store(const Softmax& softmax, const Part& part, float factor, T* row,
-                                        uint32_t alignment) const {
+  // factor times the exponentials in place of the row, and at_token in place of the token, where there is one.
+  __device__ __forceinline__ void store(const Softmax& softmax, const Part& part, float factor, uint32_t token,
+                                        float at_token, T* row, uint32_t alignment) const {
+    const bool whole = regular(softmax, alignment);
 #pragma unroll
     for (uint32_t k = 0; k < kPieces; k++) {
       if (first(part, k) >= softmax.vocab) continue;
       float scaled[kWidth];
 #pragma unroll
-      for (uint32_t i = 0; i < kWidth; i++) scaled[i] = factor * x[k][i];
+      for (uint32_t i = 0; i < kWidth; i++)
+        scaled[i] = kAlone && token == k * kWidth + i ? at_token : factor * x[k][i];
       Piece<T, kWidth> piece;
       piece.join(scaled);
-      piece.store(row, first(part, k), softmax.vocab, alignment);
+      if (whole) piece.template move<Whole>(row + first(part, k), piece.words);
+      else piece.store(row, first(part, k), softmax.vocab, alignment);
     }
+    const bool holds = token < softmax.vocab && token / kWidth % part.lanes == part.lane;
+    if (!kAlone && holds) row[token] = T(at_token);  // by the lane that wrote its piece
   }
 };
+
+// The log-prob of a token with logit x, never above 0.
+DEV_FN float log_prob_of_part(const Softmax& softmax, const Normaliser& found, float x) {
+  const double above = double(logf(float(found.total)));
+  return fminf(float((double(x) - double(found.max)) * double(softmax.scale) - above), 0.0f);
+}
 
 // Calls call(PartOfRow<T, ...>()) with the smallest one that holds what a lane has of a row.
 template <typename T, typename Call> DEV_FN void with_part_of_row(uint32_t vocab, Call call) {
