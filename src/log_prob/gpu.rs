@@ -17,9 +17,9 @@ const WARP_VOCAB: usize = 1024;
 /// Warps of a block whose rows have warps or parts of them.
 const WARPS: usize = 8;
 
-/// Blocks of a launch for each multiprocessor where rows have parts of warps: a few times those that fit, so that warps
+/// Blocks of a launch for each multiprocessor where rows have parts of warps: four times the 3 that fit, so that warps
 /// take several rows in turn.
-const BLOCKS: usize = 16;
+const BLOCKS: usize = 12;
 
 /// Who shares a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
