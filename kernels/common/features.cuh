@@ -467,6 +467,19 @@ DEV_FN float value_of(const Table& table, const Entry& entry, const uint32_t* st
   }
 }
 
+// Bit k of `found` is the value of target k; four targets are read before the first is written.
+template <typename T>
+DEV_FN void write_bits(const FinishedRow<T>& row, const uint32_t* targets, uint32_t count, uint32_t found) {
+  for (uint32_t k = 0; k < count; k += 4) {
+    uint32_t to[4];
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) to[i] = targets[min(k + i, count - 1)];
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++)
+      if (k + i < count) row.value(to[i]) = float(found >> (k + i) & 1);
+  }
+}
+
 // Writes the features of a row.
 template <typename T> DEV_FN void finish(const Table& table, const uint32_t* states, const FinishedRow<T>& row) {
   for (uint32_t at = 0; at < entries(table); at++) {
@@ -476,8 +489,7 @@ template <typename T> DEV_FN void finish(const Table& table, const uint32_t* sta
       const uint32_t* values = table.words + entry.second + states[0] / width(table) * entry.extent;
       for (uint32_t k = 0; k < entry.extent; k++) row.value(targets[k]) = __uint_as_float(values[k]);
     } else if (entry.kind == kWords) {
-      const uint32_t found = states[32];
-      for (uint32_t k = 0; k < entry.extent; k++) row.value(targets[k]) = float(found >> k & 1);
+      write_bits(row, targets, entry.extent, states[32]);
     } else if (entry.kind == kShift) {
       for (uint32_t k = 0; k < entry.extent; k++) {
         const uint32_t answer = table.words[entry.third + k], bit = answer / 2;
@@ -496,6 +508,7 @@ DEV_FN void copy_rows(const float* from, uint32_t pitch, uint32_t rows, uint32_t
   if (columns == 0) return;
   uint32_t row = threadIdx.x % 32 / columns, column = threadIdx.x % 32 % columns;
   const uint32_t down = 32 / columns, right = 32 % columns;
+#pragma unroll 4
   for (uint32_t at = threadIdx.x % 32; at < rows * columns; at += 32) {
     to[at] = from[row * pitch + column];
     row += down, column += right;
