@@ -33,11 +33,10 @@ pub(crate) enum Team {
 impl Team {
     /// The vocabulary alone decides, so that a row's bits do not depend on the batch.
     pub(crate) fn of(vocab: usize) -> Self {
-        match vocab {
-            ..=PART_VOCAB => Team::Part(vocab.div_ceil(LANE_LOGITS).next_power_of_two() as u32),
-            ..=WARP_VOCAB => Team::Warp,
-            _ => Team::Block,
+        if vocab > PART_VOCAB {
+            return Team::of_warps(vocab);
         }
+        Team::Part(vocab.div_ceil(LANE_LOGITS).next_power_of_two() as u32)
     }
 
     /// The same where a team is at least a warp.

@@ -487,7 +487,7 @@ mod cases {
                 close("entropy", got, want, 2e-6 * (1.0 + want));
             }
         }
-        for vocab in [2, 33, 1000, 1100] {
+        for vocab in [2, 7, 33, 256, 1000, 1100] {
             let mut case = Case::<f32>::new(vocab, 3, 8.0);
             case.scale = 0.5;
             check(gpu, &case);
