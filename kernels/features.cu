@@ -16,7 +16,7 @@ enum Place { kShared, kMapped, kGlobal };
 
 // phi[rows, features] of a batch. Dynamic shared memory: the first `shared_words` of the table, padded to 4 (with the class
 // map if kShared, without if kMapped, none if kGlobal), two tiles per warp, then states[states_per_row * 32] per warp unless
-// kGlobal; then `spare` has that many words for every warp of the grid. At most 256 threads, any grid.
+// kGlobal; then `spare` has that many words for every warp of the grid. At most 352 threads, any grid.
 template <Place kPlace, typename T>
 DEV_FN void features_of(const uint32_t* words, uint32_t shared_words, uint32_t vocab, const Tokens<T>& batch,
                         const FeatureOutputs& outputs, uint32_t* spare) {
@@ -40,7 +40,7 @@ DEV_FN void features_of(const uint32_t* words, uint32_t shared_words, uint32_t v
 }
 
 #define FEATURES_KERNEL(name, place, token)                                                                             \
-  extern "C" __global__ void __launch_bounds__(256, 3)                                                                  \
+  extern "C" __global__ void __launch_bounds__(352, 2)                                                                  \
   name(const uint32_t* words, uint32_t shared_words, uint32_t vocab, const token* tokens, const uint32_t* lengths,      \
        uint64_t rows, uint32_t longest, uint32_t eos, uint32_t features, uint32_t states_per_row, const float* custom,  \
        uint32_t customs, uint32_t* spare, float* phi, unsigned long long* status) {                                     \

@@ -3,10 +3,11 @@
 // A row's packs are brought to shared memory as far as they fit (`room` packs per team and block) and read there for the
 // sum and for the gradient; the rest is read twice, from the L2 the second time as a rule. A cluster of blocks has room
 // for a whole row that one block has not. A thread copies what it reads itself, so nothing waits for others.
+// Rows of the smallest vocabularies stay in the registers of a part of a warp.
 // gradient_sequences_* work on all rows of one sequence per block, as the coefficient is a function of the log-prob of the
 // whole: a baseline or an f-divergence. Their second pass reads the logits again.
 #include "common/coefficient.cuh"
-#include "common/softmax.cuh"
+#include "common/parts.cuh"
 
 // Every logit of a row becomes value.
 template <typename Team, typename T> DEV_FN void fill_row(T* row, uint32_t vocab, float value) {
@@ -91,6 +92,48 @@ DEV_FN void gradients_of(T* logits, const uint32_t* tokens, const float* weights
       log_prob = row_gradient<Team>(softmax, at, tokens[at], weight, row, kept, room, status);
     }
     if (is_first<Team>()) log_probs[at] = log_prob;
+  }
+}
+
+// What a row's exponentials are multiplied by, the value at its token and its log-prob; NaN where there is no softmax. The
+// weight is not 0.
+struct RowGradient {
+  float factor, at_token, log_prob;
+};
+DEV_FN RowGradient gradient_of(const Softmax& softmax, const Normaliser& found, uint64_t at, uint32_t token,
+                               float weight, float x, bool first, unsigned long long* status) {
+  const bool finite = isfinite(weight);
+  if (first && !finite) note_fault(status, at, kBadWeight);
+  if (!finite || !check_row(softmax, found, at, token, first, status)) return {NAN, NAN, NAN};
+  const float log_prob = log_prob_of_part(softmax, found, x), share = softmax.scale / float(found.total);
+  return {-weight * share, -weight * (softmax.scale * expm1f(log_prob)), log_prob};
+}
+
+// The same for vocabularies of at most 256: a warp has several rows, and nothing in shared memory. Any grid.
+template <typename Row, typename T>
+DEV_FN void gradients_of_parts(Row held, T* logits, const uint32_t* tokens, const float* weights, uint64_t rows,
+                               uint64_t stride, Softmax softmax, float* log_probs, unsigned long long* status) {
+  const Part part = part_of<Row>(softmax.vocab);
+  const uint32_t warps = blockDim.x / 32, alignment = alignment_of(logits, stride);
+  const uint64_t step = uint64_t(gridDim.x) * warps * part.rows;
+  uint64_t first = (uint64_t(blockIdx.x) * warps + threadIdx.x / 32) * part.rows;
+  float next = first + part.row < rows ? weights[first + part.row] : 0.0f;
+  for (; first < rows; first += step) {
+    const uint64_t at = first + part.row, after = at + step;
+    const bool exists = at < rows;
+    const float weight = next;
+    next = after < rows ? weights[after] : 0.0f;  // so that no row waits for its own
+    T* row = logits + at * stride;
+    const uint32_t token = exists && weight != 0 ? tokens[at] : ~0u;
+    held.load(softmax, part, row, weight != 0, alignment);
+    const float x = token < softmax.vocab ? held.at(softmax, row, token) : NAN;
+    const Normaliser found = held.template normalise<false>(softmax, part);
+    __syncwarp();  // all lanes have read the row
+    if (!exists) continue;
+    RowGradient gradient{0.0f, 0.0f, NAN};
+    if (weight != 0) gradient = gradient_of(softmax, found, at, token, weight, x, part.lane == 0, status);
+    held.store(softmax, part, gradient.factor, token, gradient.at_token, row, alignment);
+    if (part.lane == 0) log_probs[at] = gradient.log_prob;
   }
 }
 
@@ -187,8 +230,8 @@ DEV_FN void sequence_gradients(T* logits, const uint32_t* tokens, uint64_t rows,
 #define ROWS_KERNEL(name, T, threads, resident)                                                                        \
   extern "C" __global__ void __launch_bounds__(threads, resident)                                                      \
   gradient_##name(T* logits, const uint32_t* tokens, const float* weights, uint64_t rows, uint32_t vocab,              \
-                  uint64_t stride, float scale, const uint32_t* mask, uint32_t room, float* log_probs,                 \
-                  unsigned long long* status)
+                  uint64_t stride, float scale, const uint32_t* mask, [[maybe_unused]] uint32_t room,                  \
+                  float* log_probs, unsigned long long* status)
 #define GRADIENT(name, Team, T, threads, resident)                                                                     \
   ROWS_KERNEL(name, T, threads, resident) {                                                                            \
     gradients_of<Team>(logits, tokens, weights, rows, stride, Softmax{vocab, scale, mask}, room, log_probs, status);   \
@@ -209,6 +252,16 @@ CLUSTER_GRADIENT(cluster_f32, float)
 CLUSTER_GRADIENT(cluster_f16, __half)
 CLUSTER_GRADIENT(cluster_bf16, __nv_bfloat16)
 
+#define GRADIENT_OF_PARTS(name, T)                                                                                     \
+  ROWS_KERNEL(name, T, 256, 3) {                                                                                       \
+    with_part_of_row<T>(vocab, [&](auto held) {                                                                        \
+      gradients_of_parts(held, logits, tokens, weights, rows, stride, Softmax{vocab, scale, mask}, log_probs, status); \
+    });                                                                                                                \
+  }
+GRADIENT_OF_PARTS(part_f32, float)
+GRADIENT_OF_PARTS(part_f16, __half)
+GRADIENT_OF_PARTS(part_bf16, __nv_bfloat16)
+
 // A fourth block of 256 threads would leave a register too few on sm_80.
 #define SEQUENCES_GRADIENT(name, Team, T, threads)                                                                     \
   extern "C" __global__ void __launch_bounds__(threads, threads == 256 ? 3 : 2)                                        \
@@ -228,6 +281,9 @@ SEQUENCES_GRADIENT(block_f32, BlockTeam, float, 512)
 SEQUENCES_GRADIENT(block_f16, BlockTeam, __half, 512)
 SEQUENCES_GRADIENT(block_bf16, BlockTeam, __nv_bfloat16, 512)
 
+EXPORT_KERNEL(gradient_part_f32)
+EXPORT_KERNEL(gradient_part_f16)
+EXPORT_KERNEL(gradient_part_bf16)
 EXPORT_KERNEL(gradient_warp_f32)
 EXPORT_KERNEL(gradient_warp_f16)
 EXPORT_KERNEL(gradient_warp_bf16)

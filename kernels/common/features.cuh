@@ -9,15 +9,17 @@
 //
 // Tokens become classes once, in the tile, after the spelled automata have seen them as they are; then each entry of the
 // table is taken through the tile, its state held in registers meanwhile and between tiles in `states`, word k of a lane
-// at states[32 k + lane]. Words that nothing else stands beside look up their classes on the way.
+// at states[32 k + lane]. Words that nothing else stands beside look up their classes on the way; where each token is its
+// own class, nothing does. What is rare, a token outside the vocabulary or the end of a word, is asked for once for
+// several tokens, so that the chain of look-ups has nothing in it but an addition each.
 #pragma once
 #include "common/device.cuh"
 #include "common/status.cuh"
 
 namespace features {
 constexpr uint32_t kLine = 128, kPitch = 36, kTileWords = 32 * kPitch, kNone = ~0u, kEnds = 1u << 31;
-// Entries but spelled ones walk so many tokens at a time.
-constexpr uint32_t kStretch = 32;
+// Entries but spelled ones walk so many tokens at a time, words so many without a branch.
+constexpr uint32_t kStretch = 32, kGroup = 16;
 
 // The words of src/features/table.rs.
 enum Kind : uint32_t {
@@ -36,6 +38,8 @@ struct Table {
 };
 DEV_FN uint32_t entries(const Table& table) { return table.words[0]; }
 DEV_FN uint32_t width(const Table& table) { return table.words[1]; }
+// Whether each token is its own class: as many classes as tokens, numbered by first appearance.
+DEV_FN bool own_classes(const Table& table) { return width(table) == table.vocab; }
 DEV_FN Entry entry_of(const Table& table, uint32_t at) {
   const uint32_t* w = table.words + 4 + 8 * at;
   return {w[0], w[1], w[2], w[3], w[4], w[5], w[6]};
@@ -52,20 +56,20 @@ template <typename T> struct Tokens {
 // left as it is.
 template <typename T> DEV_FN void stage(const Tokens<T>& batch, uint64_t first, uint32_t start, uint32_t* tile) {
   constexpr uint32_t kEach = 16 / sizeof(T);
-  const uint32_t lane = threadIdx.x % 32;
+  const uint32_t lane = threadIdx.x % 32, rows = uint32_t(min(batch.rows - first, uint64_t(32)));
+  const T* tokens = batch.tokens + first * batch.longest + start;
   if (batch.longest % kEach == 0 && reinterpret_cast<uintptr_t>(batch.tokens) % 16 == 0) {
+    const uint32_t row = lane / 8, part = lane % 8, left = start + part * kEach < batch.longest ? rows : 0;
+    const T* from = tokens + uint64_t(row) * batch.longest + part * kEach;
+    uint32_t* to = tile + row * kPitch + part * 4;
 #pragma unroll
-    for (uint32_t i = 0; i < 8; i++) {
-      const uint32_t r = 4 * i + lane / 8, part = lane % 8, t = start + part * kEach;
-      if (first + r < batch.rows && t < batch.longest)
-        dev::cp_async16(tile + r * kPitch + part * 4, batch.tokens + (first + r) * batch.longest + t);
-    }
+    for (uint32_t i = 0; i < 8; i++, from += 4 * uint64_t(batch.longest))
+      if (4 * i + row < left) dev::cp_async16(to + 4 * i * kPitch, from);
   } else {
     for (uint32_t t = lane; t < kLine / sizeof(T) && start + t < batch.longest; t += 32)
 #pragma unroll 8
-      for (uint32_t r = 0; r < 32; r++)
-        if (first + r < batch.rows)
-          reinterpret_cast<T*>(tile + r * kPitch)[t] = batch.tokens[(first + r) * batch.longest + start + t];
+      for (uint32_t r = 0; r < rows; r++)
+        reinterpret_cast<T*>(tile + r * kPitch)[t] = tokens[uint64_t(r) * batch.longest + t];
   }
   dev::cp_async_commit();
 }
@@ -88,38 +92,57 @@ template <typename T> struct Sixteen {
     for (uint32_t i = 0; i < kEach; i++) words[i * sizeof(T) / 4] |= values[i] << (sizeof(T) == 4 ? 0 : i % 2 * 16);
     *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
   }
-  // Tokens become classes, all before the first is used; true where one of the first `count` is outside the vocabulary.
-  __device__ __forceinline__ bool classify(const Table& table, uint32_t count) {
-    bool bad = false;
-#pragma unroll
-    for (uint32_t i = 0; i < kEach; i++) {
-      const bool known = values[i] < table.vocab;
-      bad |= i < count && !known;
-      values[i] = known ? table.classes[values[i]] : 0;
-    }
-    return bad;
-  }
 };
 
 // Calls step(value) for the first `count` values of a lane's row of the tile.
 template <typename T, typename Step> DEV_FN void for_values(const T* row, uint32_t count, Step step) {
-  for (uint32_t at = 0; at < count; at += Sixteen<T>::kEach) {
+  constexpr uint32_t kEach = Sixteen<T>::kEach;
+  uint32_t at = 0;
+  for (; at + kEach <= count; at += kEach) {
     Sixteen<T> sixteen;
     sixteen.load(row + at);
 #pragma unroll
-    for (uint32_t i = 0; i < Sixteen<T>::kEach; i++)
-      if (i == 0 || at + i < count) step(sixteen.values[i]);
+    for (uint32_t i = 0; i < kEach; i++) step(sixteen.values[i]);
   }
+#pragma unroll 1
+  for (; at < count; at++) step(uint32_t(row[at]));
+}
+
+// Whether one of the tokens is outside the vocabulary; it becomes 0.
+template <uint32_t N> DEV_FN bool replace_unknown(const Table& table, uint32_t (&values)[N]) {
+  uint32_t largest = values[0];
+#pragma unroll
+  for (uint32_t i = 1; i < N; i++) largest = max(largest, values[i]);
+  if (largest < table.vocab) return false;
+#pragma unroll
+  for (uint32_t i = 0; i < N; i++) values[i] = values[i] < table.vocab ? values[i] : 0;
+  return true;
+}
+template <uint32_t N> DEV_FN void look_up_classes(const Table& table, uint32_t (&values)[N]) {
+#pragma unroll
+  for (uint32_t i = 0; i < N; i++) values[i] = table.classes[values[i]];
 }
 
 // Tokens of a lane's row become classes; true where one is outside the vocabulary.
 template <typename T> DEV_FN bool classify(const Table& table, T* row, uint32_t count) {
+  constexpr uint32_t kEach = Sixteen<T>::kEach;
+  const bool own = own_classes(table);
   bool bad = false;
-  for (uint32_t at = 0; at < count; at += Sixteen<T>::kEach) {
+  uint32_t at = 0;
+  for (; at + kEach <= count; at += kEach) {
     Sixteen<T> sixteen;
     sixteen.load(row + at);
-    bad |= sixteen.classify(table, count - at);
-    sixteen.store(row + at);
+    const bool unknown = replace_unknown(table, sixteen.values);
+    if (!own) look_up_classes(table, sixteen.values);
+    if (!own || unknown) sixteen.store(row + at);
+    bad |= unknown;
+  }
+#pragma unroll 1
+  for (; at < count; at++) {
+    uint32_t value[1] = {row[at]};
+    bad |= replace_unknown(table, value);
+    look_up_classes(table, value);
+    row[at] = T(value[0]);
   }
   return bad;
 }
@@ -237,36 +260,57 @@ DEV_FN void walk_count(const Table& table, const Entry& entry, const T* row, uin
   states[0] = state, states[32] = ended;
 }
 
-// One class further in the automaton of words; where one ends, rarely, which features it belongs to.
-DEV_FN void step_words(const Table& table, const Entry& entry, uint32_t c, uint32_t& state, uint32_t& found) {
-  state = table.words[entry.first + state + c];
-  if (state & kEnds) {
-    state &= ~kEnds;
-    found |= table.words[entry.second + state / width(table)];
-  }
-}
+// What an automaton of words finds in a lane's row: classes, tokens whose classes it looks up, or that are their own.
+enum Column { kClasses, kTokens, kOwn };
 
-// states: state, and what was found.
-template <typename T>
-DEV_FN void walk_words(const Table& table, const Entry& entry, const T* row, uint32_t count, uint32_t* states) {
-  uint32_t state = states[0], found = states[32];
-  for_values(row, count, [&](uint32_t c) { step_words(table, entry, c, state, found); });
-  states[0] = state, states[32] = found;
-}
-
-// The same over tokens; true where one is outside the vocabulary.
-template <typename T>
-DEV_FN bool walk_words_of(const Table& table, const Entry& entry, const T* row, uint32_t count, uint32_t* states) {
-  uint32_t state = states[0], found = states[32];
-  bool bad = false;
-  for (uint32_t at = 0; at < count; at += Sixteen<T>::kEach) {
+// The first `count` of a group of values, all of it if kWhole; true where one is outside the vocabulary.
+template <Column kColumn, bool kWhole, typename T>
+DEV_FN bool load_group(const Table& table, const T* row, uint32_t count, uint32_t (&values)[kGroup]) {
+#pragma unroll
+  for (uint32_t at = 0; at < kGroup; at += Sixteen<T>::kEach) {
     Sixteen<T> sixteen;
     sixteen.load(row + at);
-    bad |= sixteen.classify(table, count - at);
 #pragma unroll
     for (uint32_t i = 0; i < Sixteen<T>::kEach; i++)
-      if (i == 0 || at + i < count) step_words(table, entry, sixteen.values[i], state, found);
+      values[at + i] = kWhole || at + i < count ? sixteen.values[i] : 0;
   }
+  const bool bad = kColumn != kClasses && replace_unknown(table, values);
+  if (kColumn == kTokens) look_up_classes(table, values);
+  return bad;
+}
+
+// A group of the automaton of words; where a word ends, rarely, which features it belongs to.
+template <Column kColumn, bool kWhole, typename T>
+DEV_FN bool walk_group(const Table& table, const Entry& entry, const T* row, uint32_t count, uint32_t& state,
+                       uint32_t& found) {
+  uint32_t values[kGroup], marks = 0;
+  const bool bad = load_group<kColumn, kWhole>(table, row, count, values);
+  const uint32_t* next = table.words + entry.first;
+#pragma unroll
+  for (uint32_t i = 0; i < kGroup; i++) {
+    const uint32_t to = next[(state + values[i]) & ~kEnds];
+    const bool steps = kWhole || i < count;
+    state = steps ? to : state;
+    values[i] = steps ? to : 0;
+    marks |= values[i];
+  }
+  if (marks & kEnds) {
+    const uint32_t ceiling = ~0u / width(table) + 1;  // of 2^32 / width: exact quotients of its multiples
+#pragma unroll
+    for (uint32_t i = 0; i < kGroup; i++)
+      if (values[i] & kEnds) found |= table.words[entry.second + __umulhi(values[i] & ~kEnds, ceiling)];
+  }
+  return bad;
+}
+
+// states: state, marked where a word ends, and what was found. True where a token is outside the vocabulary.
+template <Column kColumn, typename T>
+DEV_FN bool walk_words(const Table& table, const Entry& entry, const T* row, uint32_t count, uint32_t* states) {
+  uint32_t state = states[0], found = states[32], at = 0;
+  bool bad = false;
+  for (; at + kGroup <= count; at += kGroup)
+    bad |= walk_group<kColumn, true>(table, entry, row + at, kGroup, state, found);
+  if (at < count) bad |= walk_group<kColumn, false>(table, entry, row + at, count - at, state, found);
   states[0] = state, states[32] = found;
   return bad;
 }
@@ -325,7 +369,9 @@ template <typename T> DEV_FN bool walk_only_words(const Table& table, const T* r
   bool bad = false;
   for (uint32_t at = 0; at < entries(table); at++) {
     const Entry entry = entry_of(table, at);
-    if (entry.kind == kWords) bad = walk_words_of(table, entry, row, count, states);
+    if (entry.kind == kWords)
+      bad = own_classes(table) ? walk_words<kOwn>(table, entry, row, count, states)
+                               : walk_words<kTokens>(table, entry, row, count, states);
     states += 32 * state_words(entry);
   }
   return bad;
@@ -351,7 +397,7 @@ DEV_FN void walk(const Table& table, const T* row, uint32_t count, bool begins, 
       for_values(row, count, [&](uint32_t c) { state = next[state + c]; });
       states[0] = state;
     } else if (entry.kind == kWords) {
-      walk_words(table, entry, row, count, states);
+      walk_words<kClasses>(table, entry, row, count, states);
     } else if (entry.kind == kShift) {
       if (entry.size == 1) walk_shift<1>(table, entry, row, count, begins, states);
       else if (entry.size == 2) walk_shift<2>(table, entry, row, count, begins, states);
@@ -421,6 +467,19 @@ DEV_FN float value_of(const Table& table, const Entry& entry, const uint32_t* st
   }
 }
 
+// Bit k of `found` is the value of target k; four targets are read before the first is written.
+template <typename T>
+DEV_FN void write_bits(const FinishedRow<T>& row, const uint32_t* targets, uint32_t count, uint32_t found) {
+  for (uint32_t k = 0; k < count; k += 4) {
+    uint32_t to[4];
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) to[i] = targets[min(k + i, count - 1)];
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++)
+      if (k + i < count) row.value(to[i]) = float(found >> (k + i) & 1);
+  }
+}
+
 // Writes the features of a row.
 template <typename T> DEV_FN void finish(const Table& table, const uint32_t* states, const FinishedRow<T>& row) {
   for (uint32_t at = 0; at < entries(table); at++) {
@@ -430,7 +489,7 @@ template <typename T> DEV_FN void finish(const Table& table, const uint32_t* sta
       const uint32_t* values = table.words + entry.second + states[0] / width(table) * entry.extent;
       for (uint32_t k = 0; k < entry.extent; k++) row.value(targets[k]) = __uint_as_float(values[k]);
     } else if (entry.kind == kWords) {
-      for (uint32_t k = 0; k < entry.extent; k++) row.value(targets[k]) = float(states[32] >> k & 1);
+      write_bits(row, targets, entry.extent, states[32]);
     } else if (entry.kind == kShift) {
       for (uint32_t k = 0; k < entry.extent; k++) {
         const uint32_t answer = table.words[entry.third + k], bit = answer / 2;
@@ -441,6 +500,19 @@ template <typename T> DEV_FN void finish(const Table& table, const uint32_t* sta
       row.value(targets[0]) = value_of(table, entry, states, row);
     }
     states += 32 * state_words(entry);
+  }
+}
+
+// `rows` rows of `columns` values, `pitch` apart, by a warp to where there are no gaps.
+DEV_FN void copy_rows(const float* from, uint32_t pitch, uint32_t rows, uint32_t columns, float* to) {
+  if (columns == 0) return;
+  uint32_t row = threadIdx.x % 32 / columns, column = threadIdx.x % 32 % columns;
+  const uint32_t down = 32 / columns, right = 32 % columns;
+#pragma unroll 4
+  for (uint32_t at = threadIdx.x % 32; at < rows * columns; at += 32) {
+    to[at] = from[row * pitch + column];
+    row += down, column += right;
+    if (column >= columns) row++, column -= columns;
   }
 }
 
@@ -486,9 +558,10 @@ DEV_FN void rows_of_warp(const Table& table, bool fused, const Tokens<T>& batch,
   }
   dev::cp_async_wait<0>();
   if (bad) note_fault(outputs.status, row, kBadRow);
-  // Rows of few features leave through the tile, as whole lines.
-  const bool staged = features <= 2 * kPitch;
-  float* out = staged ? reinterpret_cast<float*>(tiles) + lane * features : outputs.phi + row * features;
+  // Rows of few features leave through the tile, as whole lines; an odd pitch puts them into different banks.
+  const uint32_t pitch = features | 1;
+  const bool staged = pitch <= 2 * kPitch;
+  float* out = staged ? reinterpret_cast<float*>(tiles) + lane * pitch : outputs.phi + row * features;
   __syncwarp();
   if (row < batch.rows) {
     uint32_t* hidden = states + 32 * (outputs.states_per_row - table.words[2]);
@@ -498,9 +571,10 @@ DEV_FN void rows_of_warp(const Table& table, bool fused, const Tokens<T>& batch,
     for (uint32_t f = 0; bad && f < features; f++) out[f] = NAN;
   }
   __syncwarp();
-  const uint64_t left = batch.rows - first, values = (left < 32 ? left : 32) * features;
-  for (uint64_t at = lane; staged && at < values; at += 32)
-    outputs.phi[first * features + at] = reinterpret_cast<float*>(tiles)[at];
+  if (staged) {
+    const uint32_t rows = uint32_t(min(batch.rows - first, uint64_t(32)));
+    copy_rows(reinterpret_cast<float*>(tiles), pitch, rows, features, outputs.phi + first * features);
+  }
   __syncwarp();  // mutation: the next rows' reduction meets before the tile is written; this orders what was read
 }
 

@@ -23,6 +23,9 @@ const MOST_CLASSES: usize = 1 << 10;
 /// Text patterns of more states than this are walked symbol by symbol: their actions on tokens are not compared.
 const MOST_ACTIONS: usize = 1 << 11;
 
+/// Where no more than one token in so many shares its class with another, none does, and kernels need not look classes up.
+const OWN_CLASSES: usize = 8;
+
 /// Word lists of more different tokens than this are walked symbol by symbol.
 const MOST_NAMED: usize = 1 << 8;
 
@@ -109,6 +112,9 @@ impl<'a> Compiler<'a> {
                     this.classify(part);
                 }
             });
+        }
+        if (vocab - this.classes.len()) * OWN_CLASSES <= vocab {
+            this.classes = Classes::by(vocab as u32, |token| token);
         }
         Ok(this)
     }

@@ -5,14 +5,14 @@ use crate::backend::gpu::{Argument, Gpu, GpuView, GpuViewMut, Grid, Kernel, Laun
 use crate::error::Result;
 use crate::tokens::{TokenId, TokenRows};
 
-/// The most warps of a block; each has 32 rows.
-const WARPS: usize = 8;
+/// The most warps of a block; each has 32 rows. Two blocks with a small table fill a multiprocessor's 227 KiB.
+const WARPS: usize = 11;
 
 /// Bytes of a warp's two tiles of 32 rows × 128 bytes of tokens with a pitch of 36 words.
 const TILES: usize = 2 * 32 * 36 * size_of::<u32>();
 
-/// Blocks per multiprocessor where nothing else bounds them: 64 warps.
-const BLOCKS: usize = 8;
+/// Blocks per multiprocessor where nothing else bounds them: 55 warps.
+const BLOCKS: usize = 5;
 
 impl<L: Launcher> FeatureKernel for Gpu<L> {
     fn features<T: TokenId>(
@@ -130,8 +130,8 @@ struct Plan {
 }
 
 impl Plan {
-    /// The class map in shared memory where all warps still fit beside it; else the table without it, where one warp does;
-    /// else nothing. Half of what a block may have, so that two fit a multiprocessor.
+    /// The class map in shared memory where half of the warps still fit beside it; else the table without it, where one warp
+    /// does; else nothing. Half of what a block may have, so that two fit a multiprocessor.
     fn new(hot_words: [usize; 2], state_words: usize, rows: usize, limits: Limits) -> Self {
         let per_warp = TILES + 128 * state_words;
         let room = limits.shared_bytes / 2;
@@ -139,7 +139,7 @@ impl Plan {
         let [mapped, whole] = hot_words;
         let warps_beside = |words: usize| (room.saturating_sub(bytes_of(words)) / per_warp).min(WARPS);
         let (kernel, shared_words, warps) = match (warps_beside(whole), warps_beside(mapped)) {
-            (beside, without) if beside > 0 && beside == without => (Kernel::FeaturesShared, whole, beside),
+            (beside, without) if beside > 0 && 2 * beside >= without => (Kernel::FeaturesShared, whole, beside),
             (_, without) if without > 0 => (Kernel::FeaturesMapped, mapped, without),
             _ => (Kernel::FeaturesGlobal, 0, WARPS),
         };
@@ -170,9 +170,11 @@ mod tests {
     fn a_large_class_map_stays_in_global_memory() {
         let plan = |hot, state| Plan::new(hot, state, 1 << 20, Limits::new(227 << 10, 132, 90));
         let small = plan([500, 530], 8);
-        assert_eq!((small.kernel, small.shared_words, small.grid.threads), (Kernel::FeaturesShared, 530, 256));
+        assert_eq!((small.kernel, small.shared_words, small.grid.threads), (Kernel::FeaturesShared, 530, 352));
+        let middling = plan([500, 10_500], 8);
+        assert_eq!((middling.kernel, middling.grid.threads), (Kernel::FeaturesShared, 7 * 32));
         let large = plan([500, 50_500], 8);
-        assert_eq!((large.kernel, large.shared_words, large.grid.threads), (Kernel::FeaturesMapped, 500, 256));
+        assert_eq!((large.kernel, large.shared_words, large.grid.threads), (Kernel::FeaturesMapped, 500, 352));
         assert_eq!(plan([50_000, 50_030], 8).kernel, Kernel::FeaturesGlobal);
     }
 

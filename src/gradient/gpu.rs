@@ -36,6 +36,9 @@ impl Plan {
         let share =
             |blocks: usize| ((limits.shared_bytes + DRIVERS) / blocks).saturating_sub(DRIVERS + DECLARED) / PACK;
         let alone = Plan { team, cluster: 1, room: packs.min(share(2) / team.per_block()) };
+        if let Team::Part(_) = team {
+            return Plan { room: 0, ..alone };
+        }
         if team == Team::Warp || packs <= alone.room || !limits.has_clusters() {
             return alone;
         }
@@ -48,16 +51,17 @@ impl Plan {
     fn kernels(&self) -> [Kernel; 3] {
         use Kernel::*;
         match self.team {
+            Team::Part(_) => [GradientPartF32, GradientPartF16, GradientPartBf16],
             Team::Warp => [GradientWarpF32, GradientWarpF16, GradientWarpBf16],
             Team::Block if self.cluster == 1 => [GradientBlockF32, GradientBlockF16, GradientBlockBf16],
             Team::Block => [GradientClusterF32, GradientClusterF16, GradientClusterBf16],
         }
     }
 
-    fn grid(&self, rows: usize) -> Grid {
+    fn grid(&self, rows: usize, limits: Limits) -> Grid {
         let bytes = self.room * PACK * self.team.per_block();
         if self.cluster == 1 {
-            return self.team.grid(rows).shared(bytes);
+            return self.team.grid(rows, limits).shared(bytes);
         }
         let clusters = rows.min(i32::MAX as usize / self.cluster);
         let grid = Grid::new((clusters * self.cluster) as u32, CLUSTER_THREADS);
@@ -76,7 +80,8 @@ impl<L: Launcher> GradientKernel for Gpu<L> {
         log_probs: GpuViewMut<'_, f32>,
     ) -> Result<()> {
         let rows = tokens.len();
-        let plan = Plan::new(vocab, size_of::<T>(), self.launcher().limits());
+        let limits = self.launcher().limits();
+        let plan = Plan::new(vocab, size_of::<T>(), limits);
         // gradient_*(T* logits, const uint32_t* tokens, const float* weights, uint64_t rows, uint32_t vocab,
         //   uint64_t stride, float scale, const uint32_t* mask, uint32_t room, float* log_probs,
         //   unsigned long long* status)
@@ -96,7 +101,7 @@ impl<L: Launcher> GradientKernel for Gpu<L> {
         // SAFETY: the caller checked that the logits are `[rows, vocab]`, `stride` apart, tokens, weights and log-probs `[rows]` and the
         // mask, where there is one, a bit per token; the grid's shared memory holds `room` packs per team and block, and a
         // cluster, of which the grid has whole ones, is launched only on devices that have clusters.
-        unsafe { self.launch(T::pick(plan.kernels()), plan.grid(rows), arguments) }
+        unsafe { self.launch(T::pick(plan.kernels()), plan.grid(rows, limits), arguments) }
     }
 
     fn sequence_gradient<T: Logit>(
@@ -108,9 +113,9 @@ impl<L: Launcher> GradientKernel for Gpu<L> {
         logits: GpuViewMut<'_, T>,
         scores: Scores<'_, Self>,
     ) -> Result<()> {
-        let (team, rows, count) = (Team::of(vocab), tokens.len(), sequences.coefficient.count());
+        let (team, rows, count) = (Team::of_warps(vocab), tokens.len(), sequences.coefficient.count());
         let kernel = T::pick(sequence_kernels(team));
-        let grid = Grid::new(count.min(i32::MAX as usize) as u32, team.grid(1).threads);
+        let grid = Grid::new(count.min(i32::MAX as usize) as u32, team.grid(1, self.launcher().limits()).threads);
         let null = Argument::Pointer(0);
         let (kind, parameter, weights, log_p, log_q) = match &sequences.coefficient {
             Coefficient::Given { weights } => (0, 0.0, weights.into(), null, null),
@@ -156,7 +161,7 @@ impl<L: Launcher> GradientKernel for Gpu<L> {
 fn sequence_kernels(team: Team) -> [Kernel; 3] {
     use Kernel::*;
     match team {
-        Team::Warp => [GradientSequencesWarpF32, GradientSequencesWarpF16, GradientSequencesWarpBf16],
+        Team::Part(_) | Team::Warp => [GradientSequencesWarpF32, GradientSequencesWarpF16, GradientSequencesWarpBf16],
         Team::Block => [GradientSequencesBlockF32, GradientSequencesBlockF16, GradientSequencesBlockBf16],
     }
 }
@@ -198,9 +203,9 @@ mod tests {
 
     #[test]
     fn a_grid_has_whole_clusters() {
-        let grid = Plan::new(128_256, 4, H100).grid(usize::MAX);
+        let grid = Plan::new(128_256, 4, H100).grid(usize::MAX, H100);
         assert!(grid.blocks[0] <= i32::MAX as u32 && grid.blocks[0].is_multiple_of(8));
         assert_eq!((grid.cluster, grid.shared_bytes), (8, 64_128));
-        assert_eq!(Plan::new(128_256, 2, H100).grid(3).blocks, [12, 1]);
+        assert_eq!(Plan::new(128_256, 2, H100).grid(3, H100).blocks, [12, 1]);
     }
 }

@@ -1,16 +1,31 @@
 //! Log-probs on a GPU (`kernels/log_prob.cu`).
 
 use super::{LogProbKernel, Logit, SoftmaxOptions};
-use crate::backend::gpu::{Argument, Gpu, GpuView, GpuViewMut, Grid, Kernel, Launcher, arguments};
+use crate::backend::gpu::{Argument, Gpu, GpuView, GpuViewMut, Grid, Kernel, Launcher, Limits, arguments};
 use crate::error::Result;
 use crate::tokens::Token;
 
-/// Vocabularies up to this size have one warp per row.
+/// Vocabularies up to this size have a part of a warp per row.
+const PART_VOCAB: usize = 256;
+
+/// The most logits of a lane where rows have parts of warps, as in `kernels/common/parts.cuh`.
+const LANE_LOGITS: usize = 32;
+
+/// Vocabularies up to this size have at most one warp per row.
 const WARP_VOCAB: usize = 1024;
+
+/// Warps of a block whose rows have warps or parts of them.
+const WARPS: usize = 8;
+
+/// Blocks of a launch for each multiprocessor where rows have parts of warps: four times the 3 that fit, so that warps
+/// take several rows in turn.
+const BLOCKS: usize = 12;
 
 /// Who shares a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Team {
+    /// So many lanes of a warp, a power of 2.
+    Part(u32),
     Warp,
     Block,
 }
@@ -18,18 +33,32 @@ pub(crate) enum Team {
 impl Team {
     /// The vocabulary alone decides, so that a row's bits do not depend on the batch.
     pub(crate) fn of(vocab: usize) -> Self {
+        if vocab > PART_VOCAB {
+            return Team::of_warps(vocab);
+        }
+        Team::Part(vocab.div_ceil(LANE_LOGITS).next_power_of_two() as u32)
+    }
+
+    /// The same where a team is at least a warp.
+    pub(crate) fn of_warps(vocab: usize) -> Self {
         if vocab <= WARP_VOCAB { Team::Warp } else { Team::Block }
     }
 
     /// Teams of one block.
     pub(crate) fn per_block(self) -> usize {
-        if self == Team::Warp { 8 } else { 1 }
+        match self {
+            Team::Part(lanes) => WARPS * 32 / lanes as usize,
+            Team::Warp => WARPS,
+            Team::Block => 1,
+        }
     }
 
-    /// One team per row.
-    pub(crate) fn grid(self, rows: usize) -> Grid {
-        let grid = Grid::over(rows, self.per_block() as u32);
-        Grid { threads: if self == Team::Warp { 256 } else { 512 }, ..grid }
+    /// One team per row, or where teams are parts of warps as many as the device keeps busy.
+    pub(crate) fn grid(self, rows: usize, limits: Limits) -> Grid {
+        let most =
+            if let Team::Part(_) = self { limits.multiprocessors * BLOCKS * self.per_block() } else { usize::MAX };
+        let grid = Grid::over(rows.min(most), self.per_block() as u32);
+        grid.threads(if self == Team::Block { 512 } else { 32 * WARPS as u32 })
     }
 }
 
@@ -69,7 +98,7 @@ impl<L: Launcher> LogProbKernel for Gpu<L> {
         // SAFETY: the caller checked that the logits are `[rows, vocab]`, `stride` apart, tokens, log-probs and entropies
         // `[rows]` and the mask, where there is one, a bit per token; the kernel reads no logit at a token outside the
         // vocabulary, and writes entropies only where it has their address.
-        unsafe { self.launch(kernel, team.grid(rows), arguments) }
+        unsafe { self.launch(kernel, team.grid(rows, self.launcher().limits()), arguments) }
     }
 
     fn sequence_sums(
@@ -83,15 +112,17 @@ impl<L: Launcher> LogProbKernel for Gpu<L> {
         //   unsigned long long* status)
         let arguments = arguments![&log_probs, rows, &offsets, sequences as u64, &sums, self.status()];
         // SAFETY: the caller checked that there is one offset more than sequences; the kernel reads only rows that exist.
-        unsafe { self.launch(Kernel::SequenceSums, Team::Warp.grid(sequences), arguments) }
+        unsafe { self.launch(Kernel::SequenceSums, Team::Warp.grid(sequences, self.launcher().limits()), arguments) }
     }
 }
 
 fn kernels(team: Team, entropy: bool) -> [Kernel; 3] {
     use Kernel::*;
     match (team, entropy) {
+        (Team::Part(_), false) => [LogProbPartF32, LogProbPartF16, LogProbPartBf16],
         (Team::Warp, false) => [LogProbWarpF32, LogProbWarpF16, LogProbWarpBf16],
         (Team::Block, false) => [LogProbBlockF32, LogProbBlockF16, LogProbBlockBf16],
+        (Team::Part(_), true) => [EntropyPartF32, EntropyPartF16, EntropyPartBf16],
         (Team::Warp, true) => [EntropyWarpF32, EntropyWarpF16, EntropyWarpBf16],
         (Team::Block, true) => [EntropyBlockF32, EntropyBlockF16, EntropyBlockBf16],
     }

@@ -359,6 +359,12 @@ kernels! {
     WeightSums = "weight_sums",
     /// `weights.cu`: the chunks folded in order.
     FoldSums = "fold_sums",
+    /// `log_prob.cu`: log-probs, a part of a warp per row, f32.
+    LogProbPartF32 = "log_prob_part_f32",
+    /// `log_prob.cu`: log-probs, a part of a warp per row, f16.
+    LogProbPartF16 = "log_prob_part_f16",
+    /// `log_prob.cu`: log-probs, a part of a warp per row, bf16.
+    LogProbPartBf16 = "log_prob_part_bf16",
     /// `log_prob.cu`: log-probs, a warp per row, f32.
     LogProbWarpF32 = "log_prob_warp_f32",
     /// `log_prob.cu`: log-probs, a warp per row, f16.
@@ -371,6 +377,12 @@ kernels! {
     LogProbBlockF16 = "log_prob_block_f16",
     /// `log_prob.cu`: log-probs, a block per row, bf16.
     LogProbBlockBf16 = "log_prob_block_bf16",
+    /// `log_prob.cu`: log-probs and entropies, a part of a warp per row, f32.
+    EntropyPartF32 = "entropy_part_f32",
+    /// `log_prob.cu`: log-probs and entropies, a part of a warp per row, f16.
+    EntropyPartF16 = "entropy_part_f16",
+    /// `log_prob.cu`: log-probs and entropies, a part of a warp per row, bf16.
+    EntropyPartBf16 = "entropy_part_bf16",
     /// `log_prob.cu`: log-probs and entropies, a warp per row, f32.
     EntropyWarpF32 = "entropy_warp_f32",
     /// `log_prob.cu`: log-probs and entropies, a warp per row, f16.
@@ -383,6 +395,12 @@ kernels! {
     EntropyBlockF16 = "entropy_block_f16",
     /// `log_prob.cu`: log-probs and entropies, a block per row, bf16.
     EntropyBlockBf16 = "entropy_block_bf16",
+    /// `gradient.cu`: gradients, a part of a warp per row, f32.
+    GradientPartF32 = "gradient_part_f32",
+    /// `gradient.cu`: gradients, a part of a warp per row, f16.
+    GradientPartF16 = "gradient_part_f16",
+    /// `gradient.cu`: gradients, a part of a warp per row, bf16.
+    GradientPartBf16 = "gradient_part_bf16",
     /// `gradient.cu`: gradients, a warp per row, f32.
     GradientWarpF32 = "gradient_warp_f32",
     /// `gradient.cu`: gradients, a warp per row, f16.

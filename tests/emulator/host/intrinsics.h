@@ -54,8 +54,8 @@ static inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selecto
   const uint64_t bytes = uint64_t(high) << 32 | low;
   unsigned result = 0;
   for (int i = 0; i < 4; i++) {
-    const unsigned pick = selector >> (4 * i) & 15, byte = unsigned(bytes >> (8 * (pick & 7))) & 255;
-    result |= (pick & 8 ? (byte & 128 ? 255u : 0u) : byte) << (8 * i);  // bit 3: the sign, repeated
+    const unsigned pick = selector >> (4 * i) & 7;  // unlike prmt, no bit 3 that repeats the sign
+    result |= (unsigned(bytes >> (8 * pick)) & 255) << (8 * i);
   }
   return result;
 }

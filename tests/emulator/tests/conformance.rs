@@ -152,10 +152,7 @@ mod cases {
                 &|t| ((v[t] as u64 * 0x9E37_79B9) >> 32) as u32,
                 &|t| ((wide(t) as u128 * 0x9E37_79B9_7F4A_7C15) >> 64) as u32,
                 &|t| u32::from_le_bytes([2, 5, 1, 7].map(|i| bytes(t)[i])),
-                &|t| {
-                    let sign = |i: usize| if bytes(t)[i] & 128 != 0 { 255 } else { 0 };
-                    u32::from_le_bytes([sign(4), sign(0), sign(1), sign(7)])
-                },
+                &|t| u32::from_le_bytes([4, 0, 1, 7].map(|i| bytes(t)[i])),
                 &|_| 0,
                 &|t| (wide(t) >> 32) as u32,
             ],

@@ -143,12 +143,14 @@ mod cases {
         features.push(Feature::EditDistance(pattern(5, 37)));
         as_on_the_cpu(gpu, &set(space, features.clone()), &batch(space, 300));
         // More features than leave through a tile.
-        features.resize(80, Feature::EndsWith(vec![1]));
-        as_on_the_cpu(gpu, &set(space, features), &batch(space, 40));
+        for len in [71, 72] {
+            features.resize(len, Feature::EndsWith(vec![1]));
+            as_on_the_cpu(gpu, &set(space, features.clone()), &batch(space, 40));
+        }
     }
 
-    /// Alone, where they look up their own classes, and beside others; more features than bits; classes and states in
-    /// global memory.
+    /// Alone, where they look up their own classes, and beside others; more features than bits; each token its own class;
+    /// classes and states in global memory.
     pub fn words_share_an_automaton<L: Launcher>(gpu: &Gpu<L>) {
         let words = |features: usize, longest: usize| {
             (0..features).map(move |n| match n % 5 {
@@ -160,10 +162,17 @@ mod cases {
                 _ => Feature::Contains(pattern(n as u64 + 40, longest.min(3 + n % 7))),
             })
         };
-        for (symbols, longest, features) in [(4, 1, 20), (4, 70, 20), (4, 136, 40), (60_000, 33, 36)] {
+        // Every token by name.
+        let all = || Feature::AnyOf((0..14).map(|token| vec![token; 2]).collect());
+        let shapes = [(4, 1, 20), (4, 70, 20), (4, 136, 40), (14, 70, 20), (14, 31, 20), (60_000, 33, 36)];
+        for (symbols, longest, features) in shapes {
             let space = Space::new(symbols, longest).unwrap();
-            let alone: Vec<Feature> = words(features, longest as usize).collect();
+            let mut alone: Vec<Feature> = words(features, longest as usize).collect();
+            if symbols == 14 {
+                alone[1] = all();
+            }
             let report = set(space, alone.clone()).compile(&Cpu).unwrap().report();
+            assert_eq!(report.classes == space.vocab as usize, symbols == 14, "{report}");
             let entries = features.div_ceil(32);
             assert!(longest == 1 || report.entries.iter().filter(|e| e.path == "words").count() == entries, "{report}");
             as_on_the_cpu(gpu, &set(space, alone.clone()), &batch(space, 90));
@@ -173,14 +182,16 @@ mod cases {
             as_on_the_cpu(gpu, &set(space, alone.into_iter().chain([large]).collect()), &batch(space, 90));
         }
         // A token outside the vocabulary, where classes are looked up on the way.
-        let space = Space::new(4, 70).unwrap();
-        let mut batch = batch(space, 40);
-        batch.lengths[9] = 70;
-        batch.tokens[9 * 70 + 66] = u32::MAX;
-        let set = set(space, words(20, 70).collect());
-        for (phi, status) in [evaluate(gpu, &set, &batch), evaluate_compact(gpu, &set, &batch)] {
-            assert!(status.unwrap_err().to_string().contains("row 9"));
-            assert!(phi[180..200].iter().all(|value| value.is_nan()) && !phi[179].is_nan() && !phi[200].is_nan());
+        for (symbols, named) in [(4, words(1, 70).next()), (14, Some(all()))] {
+            let space = Space::new(symbols, 70).unwrap();
+            let mut batch = batch(space, 40);
+            batch.lengths[9] = 70;
+            batch.tokens[9 * 70 + 66] = u32::MAX;
+            let set = set(space, words(19, 70).chain(named).collect());
+            for (phi, status) in [evaluate(gpu, &set, &batch), evaluate_compact(gpu, &set, &batch)] {
+                assert!(status.unwrap_err().to_string().contains("row 9"));
+                assert!(phi[180..200].iter().all(|value| value.is_nan()) && !phi[179].is_nan() && !phi[200].is_nan());
+            }
         }
     }
 

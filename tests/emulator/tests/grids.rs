@@ -39,9 +39,14 @@ fn weight_sums() {
 #[test]
 fn log_probs() {
     let gpu: Emulated = Emulator::open(Schedule::Forward).expect("opened");
-    for (kernel, threads, vocab) in [(Kernel::LogProbWarpF32, 256, 65), (Kernel::LogProbBlockF32, 512, 2051)] {
-        let rows = 20;
-        let (logits, tokens) = (upload(&gpu, &noise(1, rows * vocab)), upload(&gpu, &[1_u32; 20]));
+    let shapes = [
+        (Kernel::LogProbPartF32, 256, 2, 700),
+        (Kernel::LogProbPartF32, 256, 65, 100),
+        (Kernel::LogProbWarpF32, 256, 265, 20),
+        (Kernel::LogProbBlockF32, 512, 2051, 20),
+    ];
+    for (kernel, threads, vocab, rows) in shapes {
+        let (logits, tokens) = (upload(&gpu, &noise(1, rows * vocab)), upload(&gpu, &vec![1_u32; rows]));
         let status = upload(&gpu, &[u64::MAX]);
         same_for_every_grid(kernel, threads, rows / 2, |out| {
             let (logits, tokens, status) = (Argument::from(&logits), Argument::from(&tokens), Argument::from(&status));

@@ -41,11 +41,19 @@ fn gradients_on_small_devices() {
     }
 }
 
+/// Warps that take several rows in turn, where rows have parts of them.
+#[test]
+fn more_rows_than_a_grid_has_lanes_for() {
+    let emulator = Emulator::new(Schedule::Random(5)).expect("opened").limited(Limits::new(4 << 10, 1, 90));
+    let gpu = Gpu::new(emulator).expect("a backend");
+    cases::many_rows(&gpu);
+}
+
 mod cases {
     use super::*;
 
-    /// Around a warp, a pack and a block; beyond what a warp takes.
-    const VOCABS: [usize; 9] = [2, 3, 31, 32, 33, 129, 1000, 1025, 2500];
+    /// Around a lane, its pieces, the parts of a warp, a warp, a pack and a block; beyond what a warp takes.
+    const VOCABS: [usize; 16] = [2, 3, 4, 8, 9, 30, 32, 33, 64, 129, 250, 256, 257, 1000, 1025, 2500];
 
     struct Case<T> {
         vocab: usize,
@@ -209,19 +217,24 @@ mod cases {
     }
 
     pub fn a_row_does_not_see_its_neighbours_nor_its_alignment<L: Launcher>(gpu: &Gpu<L>) {
-        for vocab in [64, 1029] {
+        for vocab in [2, 64, 255, 320, 1029] {
             let case = Case::<f32>::new(vocab, 12, 8.0);
             let together = case.log_probs(gpu, 0).0;
             for row in [0, 5, 11] {
                 let logits = case.logits[row * vocab..][..vocab].to_vec();
                 let alone = Case { logits, tokens: vec![case.tokens[row]], mask: None, ..case };
-                if vocab == 64 {
+                if vocab < 1029 {
                     assert_eq!(bits(&alone.log_probs(gpu, 0).0), bits(&together[row..=row]));
                 }
                 for shift in 0..4 {
                     close("shifted", alone.log_probs(gpu, shift).0[0], alone.exact(0)[alone.tokens[0] as usize], 2e-6);
                 }
             }
+        }
+        for vocab in [2, 30, 33, 100] {
+            let case = Case::<bf16>::new(vocab, 40, 8.0);
+            let aligned = bits(&case.log_probs(gpu, 0).0);
+            (1..8).for_each(|shift| assert_eq!(bits(&case.log_probs(gpu, shift).0), aligned, "V = {vocab}"));
         }
         let case = Case::<bf16>::new(1031, 2, 8.0);
         for shift in 0..8 {
@@ -291,6 +304,21 @@ mod cases {
         }
         // More than two blocks' shared memory holds: part of the row is read again, or a cluster shares it.
         Case::<f32>::new(40_003, 2, 8.0).gradient_holds(gpu, &weights[..2]);
+    }
+
+    pub fn many_rows<L: Launcher>(gpu: &Gpu<L>) {
+        for (vocab, rows) in [(2, 4500), (250, 600)] {
+            let weights: Vec<f32> = (0..rows).map(|row| (row % 5) as f32 - 1.0).collect();
+            let case = Case::<bf16>::new(vocab, rows, 8.0);
+            case.holds(gpu, "many rows");
+            let (got, log_probs, status) = case.gradient(gpu, &weights);
+            status.unwrap();
+            for (row, (got, log_prob)) in got.chunks(vocab).zip(log_probs).enumerate() {
+                assert_eq!(log_prob.is_nan(), weights[row] == 0.0);
+                let sum = got.iter().map(|x| f64::from(x.to_f32())).sum::<f64>();
+                close("sum of a gradient", sum as f32, 0.0, f64::from(weights[row].abs()) * 0.01);
+            }
+        }
     }
 
     pub fn gradients_of_odd_rows<L: Launcher>(gpu: &Gpu<L>) {
@@ -418,7 +446,7 @@ mod cases {
     }
 
     pub fn gaps_are_neither_read_nor_written<L: Launcher>(gpu: &Gpu<L>) {
-        for (vocab, stride) in [(33, 35), (1100, 1101)] {
+        for (vocab, stride) in [(2, 3), (2, 4), (6, 8), (33, 35), (60, 64), (250, 252), (300, 303), (1100, 1101)] {
             let case = Case::<bf16>::new(vocab, 5, 4.0);
             let mut gappy = vec![bf16::from_f32(f32::NAN); 4 * stride + vocab];
             gappy.chunks_mut(stride).zip(case.logits.chunks(vocab)).for_each(|(to, x)| to[..vocab].copy_from_slice(x));
@@ -459,7 +487,7 @@ mod cases {
                 close("entropy", got, want, 2e-6 * (1.0 + want));
             }
         }
-        for vocab in [2, 33, 1000, 1100] {
+        for vocab in [2, 7, 33, 256, 1000, 1100] {
             let mut case = Case::<f32>::new(vocab, 3, 8.0);
             case.scale = 0.5;
             check(gpu, &case);
