@@ -134,6 +134,14 @@ DEV_FN void mbar_wait_cluster(uint64_t* bar, unsigned parity) {
                ::"r"(smem(bar)), "r"(parity)
                : "memory");
 }
+// 16 bytes to the same place of block `rank`'s shared memory, asynchronously, counted at that block's own mbarrier. A count
+// may arrive before the block has said what it expects.
+DEV_FN void store_to_block(uint4* to, uint4 value, uint64_t* bar, uint32_t rank) {
+  asm volatile("{\n.reg .b32 to,bar;\nmapa.shared::cluster.u32 to,%0,%6;\nmapa.shared::cluster.u32 bar,%1,%6;\n"
+               "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [to],{%2,%3,%4,%5},[bar];\n}"
+               ::"r"(smem(to)), "r"(smem(bar)), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(rank)
+               : "memory");
+}
 // `bytes` (a multiple of 16) of shared memory from global memory, both aligned to 16, counted at the mbarrier.
 DEV_FN void bulk_load(void* to, const void* from, unsigned bytes, uint64_t* bar) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0],[%1],%2,[%3];"

@@ -54,8 +54,8 @@ template <typename T> struct Pack {
 };
 
 // The threads that share a row: a warp, so that a block has several rows; a block; or a cluster of blocks, each of which
-// has a part of the row. rank() and size() are within the block. What a thread has read before it asks for a sum, the
-// others may overwrite once they know that sum.
+// has a part of the row, and which has sums of its own (gradient.cu). rank() and size() are within the block. What a thread
+// has read before it asks for a sum, the others may overwrite once they know that sum.
 struct WarpTeam {
   DEV_FN uint32_t rank() { return threadIdx.x % 32; }
   DEV_FN uint32_t size() { return 32; }
@@ -83,8 +83,6 @@ struct BlockTeam {
 struct ClusterTeam : BlockTeam {
   DEV_FN uint32_t block() { return dev::cluster_rank(); }
   DEV_FN uint32_t blocks() { return dev::cluster_size(); }
-  template <typename V> DEV_FN V sum(V value) { return cluster_sum(block_sum(value)); }
-  template <typename V> DEV_FN V max(V value) { return cluster_max(block_max(value)); }
 };
 #endif
 template <typename Team> DEV_FN bool is_first() { return Team::rank() == 0 && Team::block() == 0; }
@@ -97,6 +95,12 @@ struct Softmax {
 };
 DEV_FN bool allowed(const Softmax& softmax, uint32_t token) {
   return !softmax.mask || softmax.mask[token / 32] >> token % 32 & 1;
+}
+// Bit i: whether token + i may occur, i < count; all these tokens exist.
+template <uint32_t count> DEV_FN uint32_t allowed_bits(const Softmax& softmax, uint32_t token) {
+  if (!softmax.mask) return ~0u;
+  const uint64_t low = softmax.mask[token / 32], high = softmax.mask[(token + count - 1) / 32];
+  return uint32_t((high << 32 | low) >> token % 32);
 }
 template <typename T> DEV_FN float logit(const Softmax& softmax, const T* row, uint32_t token) {
   return allowed(softmax, token) ? float(row[token]) : -INFINITY;

@@ -1,4 +1,4 @@
-//! Gradients by clusters of blocks, each with its part of a row in shared memory, against f64; and when they are chosen.
+//! Gradients by clusters of blocks, each thread with its part of a row in registers, against f64; and when they are chosen.
 
 use ebm_dpg::backend::Memory;
 use ebm_dpg::backend::gpu::{Argument, Gpu, Grid, Kernel, Launcher, Limits};
@@ -69,8 +69,10 @@ impl<T: Logit> Case<T> {
             (upload(gpu, &self.logits), upload(gpu, &self.tokens), upload(gpu, &self.weights));
         let log_probs = upload(gpu, &vec![7.0_f32; self.weights.len()]);
         let (status, mask) = (upload(gpu, &[u64::MAX]), self.mask.as_ref().map(|mask| upload(gpu, mask)));
-        let room = (self.vocab * size_of::<T>()).div_ceil(16).div_ceil(size);
+        let packs = (self.vocab * size_of::<T>() / 16).div_ceil(64 * size);
+        let stages = 4 / size_of::<T>();
         let arguments = [
+            Argument::from(&logits),
             Argument::from(&logits),
             Argument::from(&tokens),
             Argument::from(&weights),
@@ -79,11 +81,12 @@ impl<T: Logit> Case<T> {
             Argument::U64(self.stride as u64),
             Argument::F32(self.scale),
             mask.as_ref().map_or(Argument::Pointer(0), Argument::from),
-            Argument::U32(room as u32),
+            Argument::U32(packs as u32),
             Argument::from(&log_probs),
             Argument::from(&status),
         ];
-        let grid = Grid::new((clusters * size) as u32, 64).clusters(size as u32).shared(room * 16);
+        let grid =
+            Grid::new((clusters * size) as u32, 64).clusters(size as u32).shared(stages * packs * 64 * 16 + size * 64);
         // SAFETY: the kernel's arguments, over buffers of these shapes that outlive the launch.
         unsafe { gpu.launcher().launch(T::pick(KERNELS), grid, &arguments) }.unwrap();
         (download(gpu, &logits), download(gpu, &log_probs), download(gpu, &status)[0])
@@ -281,9 +284,8 @@ mod cases {
     }
 }
 
-/// A device whose blocks hold little of a row.
-fn small(schedule: Schedule, capability: u32) -> Emulated {
-    let limits = Limits::new(6272, 4, capability);
+fn device(schedule: Schedule, capability: u32, shared_bytes: usize) -> Emulated {
+    let limits = Limits::new(shared_bytes, 4, capability);
     Gpu::new(Emulator::new(schedule).expect("opened").limited(limits)).expect("a backend")
 }
 
@@ -304,23 +306,23 @@ fn gradient_of<T: Logit>(gpu: &Emulated, case: &Case<T>) -> Found<T> {
 fn the_device_and_the_row_choose_the_kernel() {
     let weights = [1.0, -2.0, 0.5];
     for schedule in Schedule::all() {
-        let (old, new) = (small(schedule, 80), small(schedule, 90));
+        let (old, new) = (device(schedule, 80, 227 << 10), device(schedule, 90, 227 << 10));
+        let narrow = device(schedule, 90, 6 << 10); // in shared memory
         let launched = |gpu: &Emulated| gpu.launcher().take_launches();
-        let case = Case::<f32>::new(1501, 1503, &weights);
-        case.expect(&gradient_of(&new, &case));
-        case.expect(&gradient_of(&old, &case));
-        assert_eq!(launched(&new), [Kernel::GradientClusterF32]);
-        assert_eq!(launched(&old), [Kernel::GradientBlockF32]);
-
-        let case = Case::<bf16>::new(1501, 1503, &weights[..1]);
-        case.expect(&gradient_of(&new, &case));
-        assert_eq!(launched(&new), [Kernel::GradientClusterBf16]);
-
-        // A block holds the row; no cluster does; a warp is enough.
-        for (vocab, kernel) in
-            [(1025, Kernel::GradientBlockF16), (30_001, Kernel::GradientBlockF16), (1024, Kernel::GradientWarpF16)]
+        let case = Case::<f32>::new(2501, 2503, &weights);
+        for (gpu, kernel) in
+            [(&new, Kernel::GradientClusterF32), (&old, Kernel::GradientBlockF32), (&narrow, Kernel::GradientBlockF32)]
         {
-            let case = Case::<f16>::new(vocab, vocab, &weights[..2]);
+            case.expect(&gradient_of(gpu, &case));
+            assert_eq!(launched(gpu), [kernel]);
+        }
+        // A block is enough, and a cluster; a warp.
+        for (vocab, kernel) in [
+            (1025, Kernel::GradientClusterBf16),
+            (20_011, Kernel::GradientClusterBf16),
+            (1024, Kernel::GradientWarpBf16),
+        ] {
+            let case = Case::<bf16>::new(vocab, vocab, &weights[..2]);
             case.expect(&gradient_of(&new, &case));
             assert_eq!(launched(&new), [kernel], "V = {vocab}");
         }
@@ -329,7 +331,7 @@ fn the_device_and_the_row_choose_the_kernel() {
 
 #[test]
 fn a_row_has_the_same_bits_in_every_batch() {
-    let gpu = small(Schedule::Random(3), 90);
+    let gpu = device(Schedule::Random(3), 90, 227 << 10);
     let case = Case::<f32>::new(1504, 1504, &[1.0, -2.0, 0.5]);
     let together = gradient_of(&gpu, &case);
     let mut alone = case.clone();
