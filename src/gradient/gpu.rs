@@ -114,11 +114,10 @@ impl<L: Launcher> GradientKernel for Gpu<L> {
             Plan::Team(team, room) => (team, room),
             Plan::Cluster(cluster) => {
                 let kernel = T::pick(plan.kernels());
-                let rows = (tokens, weights, log_probs);
-                // SAFETY: the gradients take the place of the logits; the caller checked the shapes.
-                return unsafe {
-                    self.by_clusters(kernel, cluster, softmax, vocab, (&logits).into(), (&logits).into(), rows)
-                };
+                let columns =
+                    [(&logits).into(), (&logits).into(), (&tokens).into(), (&weights).into(), (&log_probs).into()];
+                // SAFETY: the caller checked the shapes; the gradients take the place of the logits.
+                return unsafe { self.by_clusters(kernel, cluster, softmax, [rows, vocab], columns) };
             }
         };
         // gradient_*(T* logits, const uint32_t* tokens, const float* weights, uint64_t rows, uint32_t vocab,
@@ -198,55 +197,58 @@ impl<L: Launcher> GradientKernel for Gpu<L> {
 }
 
 impl<L: Launcher> Gpu<L> {
-    /// [`GradientKernel::gradient`] of f32 logits, to 16-bit values in `to`; `false`, and nothing is done, where no cluster
-    /// keeps a row.
+    /// [`GradientKernel::gradient`] of f32 logits, to 16-bit values in memory of their own; `false`, and nothing is done,
+    /// where no cluster keeps a row. Both begin at the same place within 16 values.
     pub(crate) fn narrow_gradient<T: Logit>(
         &self,
         softmax: &SoftmaxOptions<'_, Self>,
         vocab: usize,
-        logits: GpuView<'_, f32>,
-        to: GpuViewMut<'_, T>,
-        rows: (GpuView<'_, Token>, GpuView<'_, f32>, GpuViewMut<'_, f32>),
+        (tokens, weights): (&GpuView<'_, Token>, &GpuView<'_, f32>),
+        logits: &GpuViewMut<'_, f32>,
+        to: &GpuViewMut<'_, T>,
+        log_probs: &GpuViewMut<'_, f32>,
     ) -> Result<bool> {
         let kernels = [None, Some(Kernel::GradientClusterF32F16), Some(Kernel::GradientClusterF32Bf16)];
         let plan = Plan::new(vocab, size_of::<f32>(), self.launcher().limits());
         let (Some(kernel), Plan::Cluster(cluster)) = (T::pick(kernels), plan) else { return Ok(false) };
-        expect_len("room for the narrowed gradient", logits.len(), to.len())?;
-        // SAFETY: as many values on both sides, in buffers of their own, aligned to 256 bytes.
-        unsafe { self.by_clusters(kernel, cluster, softmax, vocab, (&logits).into(), (&to).into(), rows)? };
+        let rows = tokens.len();
+        expect_len("logits", rows * vocab, logits.len())?;
+        expect_len("room for the narrowed gradient", rows * vocab, to.len())?;
+        expect_len("weights", rows, weights.len())?;
+        expect_len("log-probs", rows, log_probs.len())?;
+        let columns = [logits.into(), to.into(), tokens.into(), weights.into(), log_probs.into()];
+        // SAFETY: these shapes.
+        unsafe { self.by_clusters(kernel, cluster, softmax, [rows, vocab], columns)? };
         Ok(true)
     }
 
     /// # Safety
-    /// The kernel takes logits and gives gradients of the types that are here, `[rows, vocab]` and `stride` apart, the same
-    /// memory or such that is aligned alike; tokens, weights and log-probs are `[rows]`, and the mask a bit per token.
-    #[expect(clippy::too_many_arguments, reason = "those of the kernel")]
+    /// The columns are logits and gradients in the types of the kernel, `[rows, vocab]` and `stride` apart, in the same
+    /// memory or aligned alike, and tokens, weights and log-probs, `[rows]`; the mask, where there is one, has a bit per
+    /// token.
     unsafe fn by_clusters(
         &self,
         kernel: Kernel,
         cluster: Cluster,
         softmax: &SoftmaxOptions<'_, Self>,
-        vocab: usize,
-        logits: Argument<'_>,
-        to: Argument<'_>,
-        (tokens, weights, log_probs): (GpuView<'_, Token>, GpuView<'_, f32>, GpuViewMut<'_, f32>),
+        [rows, vocab]: [usize; 2],
+        [logits, gradients, tokens, weights, log_probs]: [Argument<'_>; 5],
     ) -> Result<()> {
-        let rows = tokens.len();
         // gradient_cluster_*(const T* logits, U* gradients, const uint32_t* tokens, const float* weights, uint64_t rows,
         //   uint32_t vocab, uint64_t stride, float scale, const uint32_t* mask, uint32_t per, float* log_probs,
         //   unsigned long long* status)
         let arguments = arguments![
             logits,
-            to,
-            &tokens,
-            &weights,
+            gradients,
+            tokens,
+            weights,
             rows as u64,
             vocab as u32,
             softmax.stride(vocab) as u64,
             softmax.scale,
             softmax.mask(),
             cluster.packs as u32,
-            &log_probs,
+            log_probs,
             self.status(),
         ];
         // SAFETY: the caller's word; the threads of a cluster keep a row, the grid's shared memory holds the packs of its

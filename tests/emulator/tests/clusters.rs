@@ -17,6 +17,7 @@ on_every_backend!(
     rows_of_weight_0_are_not_read,
     rows_at_fault_are_nan_and_the_first_is_named,
     more_rows_than_clusters,
+    narrowed_gradients_are_the_wide_ones_rounded,
     no_rows,
 );
 
@@ -65,15 +66,28 @@ impl<T: Logit> Case<T> {
 
     /// By `clusters` clusters of `size` blocks of 64 threads.
     fn run<L: Launcher>(&self, gpu: &Gpu<L>, clusters: usize, size: usize) -> Found<T> {
+        self.run_to::<L, T>(gpu, T::pick(KERNELS), None, clusters, size)
+    }
+
+    /// The same, to memory of its own: `out` at first.
+    fn run_to<L: Launcher, U: Logit>(
+        &self,
+        gpu: &Gpu<L>,
+        kernel: Kernel,
+        out: Option<&[U]>,
+        clusters: usize,
+        size: usize,
+    ) -> Found<U> {
         let (logits, tokens, weights) =
             (upload(gpu, &self.logits), upload(gpu, &self.tokens), upload(gpu, &self.weights));
         let log_probs = upload(gpu, &vec![7.0_f32; self.weights.len()]);
+        let out = out.map(|out| upload(gpu, out));
         let (status, mask) = (upload(gpu, &[u64::MAX]), self.mask.as_ref().map(|mask| upload(gpu, mask)));
         let packs = (self.vocab * size_of::<T>() / 16).div_ceil(64 * size);
         let stages = 4 / size_of::<T>();
         let arguments = [
             Argument::from(&logits),
-            Argument::from(&logits),
+            out.as_ref().map_or(Argument::from(&logits), Argument::from),
             Argument::from(&tokens),
             Argument::from(&weights),
             Argument::U64(self.weights.len() as u64),
@@ -88,8 +102,12 @@ impl<T: Logit> Case<T> {
         let grid =
             Grid::new((clusters * size) as u32, 64).clusters(size as u32).shared(stages * packs * 64 * 16 + size * 64);
         // SAFETY: the kernel's arguments, over buffers of these shapes that outlive the launch.
-        unsafe { gpu.launcher().launch(T::pick(KERNELS), grid, &arguments) }.unwrap();
-        (download(gpu, &logits), download(gpu, &log_probs), download(gpu, &status)[0])
+        unsafe { gpu.launcher().launch(kernel, grid, &arguments) }.unwrap();
+        let made = match &out {
+            Some(out) => download(gpu, out),
+            None => download(gpu, &logits).iter().map(|x| U::from_f32(x.to_f32())).collect(),
+        };
+        (made, download(gpu, &log_probs), download(gpu, &status)[0])
     }
 
     /// One row after the other is as it is in f64, and the gaps are as they were.
@@ -274,6 +292,28 @@ mod cases {
         }
         let case = Case::<f16>::new(300, 301, &[1.0, -1.0, 2.0, 0.5, 1e-2]);
         case.expect(&case.run(gpu, 1, 2));
+    }
+
+    pub fn narrowed_gradients_are_the_wide_ones_rounded<L: Launcher>(gpu: &Gpu<L>) {
+        fn check<L: Launcher, U: Logit>(gpu: &Gpu<L>, kernel: Kernel) {
+            for (vocab, stride, size) in [(3, 3, 2), (601, 603, 1), (1504, 1504, 3), (2051, 2053, 8)] {
+                let mut case = Case::<f32>::new(vocab, stride, &[1.0, 0.0, -2.5, 40.0, 1e-3, f32::NAN]);
+                case.tokens[4] = vocab as u32;
+                let want = case.run(gpu, 2, size);
+                let gaps = vec![U::from_f32(f32::NAN); case.logits.len()];
+                let got = case.run_to(gpu, kernel, Some(&gaps), 3, size);
+                assert_eq!((bits(&got.1), got.2), (bits(&want.1), want.2));
+                let same = |(got, want): (&U, &f32)| {
+                    let want = U::from_f32(*want).to_f32();
+                    got.to_f32() == want || (got.to_f32().is_nan() && want.is_nan())
+                };
+                assert!(got.0.iter().zip(&want.0).all(same), "V = {vocab}");
+            }
+        }
+        if has_clusters(gpu) {
+            check::<L, f16>(gpu, Kernel::GradientClusterF32F16);
+            check::<L, bf16>(gpu, Kernel::GradientClusterF32Bf16);
+        }
     }
 
     pub fn no_rows<L: Launcher>(gpu: &Gpu<L>) {
