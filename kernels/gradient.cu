@@ -23,15 +23,6 @@ template <typename Team, typename T> DEV_FN void fill_row(T* row, uint32_t vocab
   for_ends<Team>(at, vocab, N, [&](uint32_t token) { row[token] = T(value); });
 }
 
-// A pack's values, four or eight, in the type of the row that they go to. One store: nvcc may split a plain one.
-DEV_FN void store_pack(float* to, const float (&x)[4]) { __stcg(reinterpret_cast<uint4*>(to), Pack<float>::join(x)); }
-template <typename T> DEV_FN void store_pack(T* to, const float (&x)[8]) {
-  __stcg(reinterpret_cast<uint4*>(to), Pack<T>::join(x));
-}
-template <typename T> DEV_FN void store_pack(T* to, const float (&x)[4]) {
-  __stcg(reinterpret_cast<uint2*>(to), make_uint2(word_of(x[0], x[1], T()), word_of(x[2], x[3], T())));
-}
-
 // The gradient of a row with a softmax; load(pack) gives its packs. `at_token` is the value at the token, found without
 // the cancellation in 1 - p; the thread that wrote the token's pack writes it afterwards.
 template <typename Team, typename T, typename Load>
@@ -107,6 +98,15 @@ DEV_FN void gradients_of(T* logits, const uint32_t* tokens, const float* weights
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 constexpr uint32_t kNoToken = ~0u;
+
+// A pack's values, four or eight, in the type of the row that they go to. One store: nvcc may split a plain one.
+DEV_FN void store_pack(float* to, const float (&x)[4]) { __stcg(reinterpret_cast<uint4*>(to), Pack<float>::join(x)); }
+template <typename T> DEV_FN void store_pack(T* to, const float (&x)[8]) {
+  __stcg(reinterpret_cast<uint4*>(to), Pack<T>::join(x));
+}
+template <typename T> DEV_FN void store_pack(T* to, const float (&x)[4]) {
+  __stcg(reinterpret_cast<uint2*>(to), make_uint2(word_of(x[0], x[1], T()), word_of(x[2], x[3], T())));
+}
 
 // What the warps of a cluster find, told to all of its blocks. In turns, as a warp may be one row ahead of another: it is
 // never two, since it waits for all. Memory: [2][warps of the cluster].
@@ -301,14 +301,18 @@ DEV_FN void cluster_gradients(const T* logits, U* gradients, const uint32_t* tok
   look_ahead(at);
 #pragma unroll
   for (uint32_t stage = 0; stage < kStages; stage++) ask(at + stage * step);
-  float single = at < rows ? share.single_of(logits + at * stride) : 0.0f;  // loaded a row ahead too
+  float single = 0;  // loaded a row ahead too
+  const auto load_single = [&](uint64_t at) {
+    if (at < rows) single = share.single_of(logits + at * stride);
+  };
+  load_single(at);
   for (; at < rows; at += step) {
     const T* row = logits + at * stride;
     U* to = gradients + at * stride;
     share.single = single;
-    if (at + step < rows) single = share.single_of(row + step * stride);
     if (!is_read(weights[at])) {
       ask(at + kStages * step);
+      load_single(at + step);
       const bool zero = weights[at] == 0;
       if (first() && !zero) note_fault(status, at, kBadWeight);
       if (first()) log_probs[at] = NAN;
@@ -321,6 +325,7 @@ DEV_FN void cluster_gradients(const T* logits, U* gradients, const uint32_t* tok
     const double sum = share.exponentiate(max, c);
     ask(at + kStages * step);
     const Normaliser found = exchange.of(taken++, max, sum, c);
+    load_single(at + step);
     const uint32_t token = tokens[at];
     if (!check_row(softmax, found, at, token, first(), status)) {
       if (first()) log_probs[at] = NAN;

@@ -1,7 +1,7 @@
 // log_prob.cu -- log softmax(scale * logits) at one token per row, and its sums over sequences.
 //
 // One read of the logits, 16 bytes per load with ragged heads and tails, one warp per row for small vocabularies and one
-// block per row for large ones. Each row's result depends on nothing but the row and the number of threads that share it,
+// block per row for large ones: four to a multiprocessor, so that one's first loads and barriers hide behind the others. Each row's result depends on nothing but the row and the number of threads that share it,
 // which the vocabulary alone decides.
 #include "common/softmax.cuh"
 
@@ -36,9 +36,9 @@ DEV_FN void log_probs_of(const T* logits, const uint32_t* tokens, uint64_t rows,
 LOG_PROB(warp_f32, WarpTeam, float, 256)
 LOG_PROB(warp_f16, WarpTeam, __half, 256)
 LOG_PROB(warp_bf16, WarpTeam, __nv_bfloat16, 256)
-LOG_PROB(block_f32, BlockTeam, float, 512)
-LOG_PROB(block_f16, BlockTeam, __half, 512)
-LOG_PROB(block_bf16, BlockTeam, __nv_bfloat16, 512)
+LOG_PROB(block_f32, BlockTeam, float, 256)
+LOG_PROB(block_f16, BlockTeam, __half, 256)
+LOG_PROB(block_bf16, BlockTeam, __nv_bfloat16, 256)
 
 // sums[s] = the sum of values[offsets[s] .. offsets[s + 1]], s < sequences, in double and in an order that depends on the
 // sequence alone: one warp per sequence. Offsets that fall or go beyond `rows` give NaN. Any grid, 256 threads.

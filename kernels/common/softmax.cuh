@@ -124,18 +124,19 @@ template <typename Team, typename Single> DEV_FN void for_ends(Layout at, uint32
   const uint32_t tail = at.head + at.packs * pack, ends = vocab - at.packs * pack;
   for (uint32_t i = Team::rank(); i < ends; i += Team::size()) single(i < at.head ? i : tail + i - at.head);
 }
-// The block's packs, four loads in flight per thread; wide(pack, raw).
+// The block's packs, four loads in flight per thread, the last ones too; wide(pack, raw).
 template <typename Team, typename Load, typename Wide> DEV_FN void for_packs(Layout in, Load load, Wide wide) {
   const uint32_t step = Team::size();
-  uint32_t at = in.begin + Team::rank();
-  for (; at + 3 * step < in.end; at += 4 * step) {
+  for (uint32_t at = in.begin + Team::rank(); at < in.end; at += 4 * step) {
     uint4 raw[4];
 #pragma unroll
-    for (uint32_t i = 0; i < 4; i++) raw[i] = load(at + i * step);
+    for (uint32_t i = 0; i < 4; i++) raw[i] = load(at + i * step < in.end ? at + i * step : at);
 #pragma unroll
-    for (uint32_t i = 0; i < 4; i++) wide(at + i * step, raw[i]);
+    for (uint32_t i = 0; i < 4; i++) {
+      if (at + i * step >= in.end) break;
+      wide(at + i * step, raw[i]);
+    }
   }
-  for (; at < in.end; at += step) wide(at, load(at));
 }
 
 // The sum of e = 2^((x - max) * c) over the logits so far and, for the entropy, of e * (x - max).

@@ -20,6 +20,11 @@ fn share(limits: Limits, blocks: usize) -> usize {
     ((limits.shared_bytes + DRIVERS) / blocks).saturating_sub(DRIVERS + DECLARED)
 }
 
+/// Threads of a block of teams.
+fn threads(team: Team) -> u32 {
+    if team == Team::Warp { 256 } else { 512 }
+}
+
 /// Who shares a row. Vocabulary, type and device decide, so that a row's bits do not depend on the batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Plan {
@@ -136,7 +141,7 @@ impl<L: Launcher> GradientKernel for Gpu<L> {
             &log_probs,
             self.status(),
         ];
-        let grid = team.grid(rows).shared(room * PACK * team.per_block());
+        let grid = team.grid(rows).threads(threads(team)).shared(room * PACK * team.per_block());
         // SAFETY: the caller checked that the logits are `[rows, vocab]`, `stride` apart, tokens, weights and log-probs `[rows]` and the
         // mask, where there is one, a bit per token; the grid's shared memory holds `room` packs per team.
         unsafe { self.launch(T::pick(plan.kernels()), grid, arguments) }
@@ -153,7 +158,7 @@ impl<L: Launcher> GradientKernel for Gpu<L> {
     ) -> Result<()> {
         let (team, rows, count) = (Team::of(vocab), tokens.len(), sequences.coefficient.count());
         let kernel = T::pick(sequence_kernels(team));
-        let grid = Grid::new(count.min(i32::MAX as usize) as u32, team.grid(1).threads);
+        let grid = Grid::new(count.min(i32::MAX as usize) as u32, threads(team));
         let null = Argument::Pointer(0);
         let (kind, parameter, weights, log_p, log_q) = match &sequences.coefficient {
             Coefficient::Given { weights } => (0, 0.0, weights.into(), null, null),

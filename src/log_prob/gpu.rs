@@ -28,8 +28,7 @@ impl Team {
 
     /// One team per row.
     pub(crate) fn grid(self, rows: usize) -> Grid {
-        let grid = Grid::over(rows, self.per_block() as u32);
-        Grid { threads: if self == Team::Warp { 256 } else { 512 }, ..grid }
+        Grid { threads: 256, ..Grid::over(rows, self.per_block() as u32) }
     }
 }
 
