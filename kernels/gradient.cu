@@ -99,13 +99,11 @@ DEV_FN void gradients_of(T* logits, const uint32_t* tokens, const float* weights
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 constexpr uint32_t kNoToken = ~0u;
 
-// A pack's values, four or eight, in the type of the row that they go to. One store: nvcc may split a plain one.
-DEV_FN void store_pack(float* to, const float (&x)[4]) { __stcg(reinterpret_cast<uint4*>(to), Pack<float>::join(x)); }
-template <typename T> DEV_FN void store_pack(T* to, const float (&x)[8]) {
-  __stcg(reinterpret_cast<uint4*>(to), Pack<T>::join(x));
-}
-template <typename T> DEV_FN void store_pack(T* to, const float (&x)[4]) {
-  __stcg(reinterpret_cast<uint2*>(to), make_uint2(word_of(x[0], x[1], T()), word_of(x[2], x[3], T())));
+// A pack's values, four or eight, in the type of the row that they go to.
+DEV_FN uint4 packed(const float (&x)[4], float) { return Pack<float>::join(x); }
+template <typename T> DEV_FN uint4 packed(const float (&x)[8], T) { return Pack<T>::join(x); }
+template <typename T> DEV_FN uint2 packed(const float (&x)[4], T) {
+  return make_uint2(word_of(x[0], x[1], T()), word_of(x[2], x[3], T()));
 }
 
 // What the warps of a cluster find, told to all of its blocks. In turns, as a warp may be one row ahead of another: it is
@@ -164,6 +162,7 @@ template <typename T> struct Share {
   uint4* const pieces;        // [kStages][packs of the block], from this warp's on
   uint64_t* const landed;     // [kStages]
   float x[kPacks][N], single;
+  uint32_t single_at;  // kNoToken: there is none
 
   // `memory` holds kStages * per packs a thread, `barriers` kStages for each warp.
   __device__ __forceinline__ Share(const Softmax& softmax, uint32_t per, uint4* memory, uint64_t* barriers)
@@ -208,6 +207,7 @@ template <typename T> struct Share {
   __device__ __forceinline__ void take(const T* row, uint32_t turn) {
     const Layout at = layout_of(row);
     const uint4* from = slots(turn) + threadIdx.x % 32;
+    single_at = single_token(at);
     dev::mbar_wait(landed + turn % kStages, turn / kStages % 2);
 #pragma unroll
     for (uint32_t j = 0; j < kPacks; j++)
@@ -248,7 +248,7 @@ template <typename T> struct Share {
   // The token's logit, if it is in the share; NaN elsewhere.
   __device__ __forceinline__ float find(const T* row, uint32_t token, uint32_t turn) const {
     const Layout at = layout_of(row);
-    if (token == single_token(at)) return token < softmax.vocab ? single : NAN;
+    if (token == single_at) return token < softmax.vocab ? logit(softmax, row, token) : NAN;
     const uint32_t behind = token - at.head - piece * N, of = behind / N;  // in the warp's piece
     if (token < at.head || token >= at.head + at.packs * N) return NAN;
     if (of >= 32 * per || of % 32 != threadIdx.x % 32) return NAN;
@@ -257,16 +257,16 @@ template <typename T> struct Share {
 
   template <typename U> __device__ __forceinline__ void write(const T* row, U* to, float factor) {
     const Layout at = layout_of(row);
-    U* packs = to + at.head + pack(0) * N;
+    using Packed = decltype(packed(x[0], U()));
+    Packed* packs = reinterpret_cast<Packed*>(to + at.head) + pack(0);
 #pragma unroll
     for (uint32_t j = 0; j < kPacks; j++) {
       if (j >= per || pack(j) >= at.packs) break;
 #pragma unroll
       for (uint32_t i = 0; i < N; i++) x[j][i] *= factor;
-      store_pack(packs + 32 * N * j, x[j]);
+      packs[32 * j] = packed(x[j], U());
     }
-    const uint32_t token = single_token(at);
-    if (token != kNoToken) to[token] = U(single * factor);
+    if (single_at != kNoToken) to[single_at] = U(single * factor);
   }
 };
 
@@ -282,7 +282,7 @@ DEV_FN void cluster_gradients(const T* logits, U* gradients, const uint32_t* tok
   SHARED_DYN(uint4, memory);
   SHARED(uint64_t, told, [2]);
   SHARED(uint64_t, landed, [kStages * 16]);
-  const uint64_t step = gridDim.x / dev::cluster_size();
+  const auto step = [] { return uint64_t(dev::clusters()); };
   const auto first = [] { return is_first<ClusterTeam>(); };
   const float c = softmax.scale * kLog2e;
   Share<T> share(softmax, per, memory, landed);
@@ -293,41 +293,41 @@ DEV_FN void cluster_gradients(const T* logits, U* gradients, const uint32_t* tok
   uint32_t asked = 0, taken = 0;  // rows that are read
   const auto ask = [&](uint64_t at) {
     if (is_read(ahead)) share.ask(logits + at * stride, asked++);
-    look_ahead(at + step);
+    look_ahead(at + step());
   };
 
   uint64_t at = blockIdx.x / dev::cluster_size();
   exchange.begin();
   look_ahead(at);
 #pragma unroll
-  for (uint32_t stage = 0; stage < kStages; stage++) ask(at + stage * step);
+  for (uint32_t stage = 0; stage < kStages; stage++) ask(at + stage * step());
   float single = 0;  // loaded a row ahead too
   const auto load_single = [&](uint64_t at) {
     if (at < rows) single = share.single_of(logits + at * stride);
   };
   load_single(at);
-  for (; at < rows; at += step) {
+  for (; at < rows; at += step()) {
     const T* row = logits + at * stride;
     U* to = gradients + at * stride;
     share.single = single;
     if (!is_read(weights[at])) {
-      ask(at + kStages * step);
-      load_single(at + step);
+      ask(at + kStages * step());
+      load_single(at + step());
       const bool zero = weights[at] == 0;
       if (first() && !zero) note_fault(status, at, kBadWeight);
       if (first()) log_probs[at] = NAN;
       fill_row<ClusterTeam>(to, softmax.vocab, zero ? 0.0f : NAN);
       continue;
     }
+    const uint32_t token = tokens[at];
     share.take(row, taken);
-    const float chosen = share.find(row, tokens[at], taken);
     float max;
     const double sum = share.exponentiate(max, c);
-    ask(at + kStages * step);
+    const float chosen = share.find(row, token, taken);
+    ask(at + kStages * step());
     const Normaliser found = exchange.of(taken++, max, sum, c);
-    load_single(at + step);
-    const uint32_t token = tokens[at];
-    if (!check_row(softmax, found, at, token, first(), status)) {
+    load_single(at + step());
+    if (!check_row(softmax, found, at, tokens[at], first(), status)) {  // read again: no register is left
       if (first()) log_probs[at] = NAN;
       fill_row<ClusterTeam>(to, softmax.vocab, NAN);
       continue;
@@ -337,7 +337,7 @@ DEV_FN void cluster_gradients(const T* logits, U* gradients, const uint32_t* tok
     if (isnan(chosen)) continue;
     // Found without the cancellation in 1 - p.
     const double log_prob = log_prob_of(softmax, found, chosen);
-    to[token] = U(float(-scaled * expm1(log_prob)));
+    to[tokens[at]] = U(float(-scaled * expm1(log_prob)));
     log_probs[at] = float(log_prob);
   }
 }

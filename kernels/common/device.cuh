@@ -81,7 +81,13 @@ DEV_FN void named_barrier_arrive(int id, int threads) {
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-// A cluster of blocks: its size, this block's number, a barrier, and the same shared variable of another block.
+// A cluster of blocks: how many there are, its size, this block's number, a barrier, and the same shared variable of
+// another block.
+DEV_FN uint32_t clusters() {
+  uint32_t count;
+  asm volatile("mov.u32 %0,%%nclusterid.x;" : "=r"(count));
+  return count;
+}
 DEV_FN uint32_t cluster_size() {
   uint32_t size;
   asm volatile("mov.u32 %0,%%cluster_nctarank;" : "=r"(size));

@@ -102,6 +102,7 @@ inline void named_barrier_arrive(int id, int threads, emu::Site at = emu::Site::
   emu::named_barrier(id, threads, false, at);
 }
 
+inline uint32_t clusters() { return emu_thread->block->grid.x / emu_thread->block->cluster_size; }
 inline uint32_t cluster_size() { return emu_thread->block->cluster_size; }
 inline uint32_t cluster_rank() { return emu_thread->block->cluster_rank; }
 inline void cluster_arrive(emu::Site at = emu::Site::current()) { emu::cluster_barrier(true, false, at); }

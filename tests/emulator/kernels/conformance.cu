@@ -298,7 +298,7 @@ CONFORMANCE_KERNEL(conform_cluster) {
   dynamic[threadIdx.x] = in[i] * 3;
   dev::cluster_sync();
   out[i] = dev::cluster_map(fixed, next)[31 - threadIdx.x];
-  out[gridDim.x * 32 + i] = dev::cluster_map(dynamic, next)[31 - threadIdx.x] + size;
+  out[gridDim.x * 32 + i] = dev::cluster_map(dynamic, next)[31 - threadIdx.x] + size + 16 * dev::clusters();
   dev::cluster_arrive();  // no block may end while another reads its memory
   dev::cluster_wait();
 #endif

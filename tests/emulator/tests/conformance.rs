@@ -398,7 +398,7 @@ mod cases {
             let next = |i: usize| v[(i / 32 / size * size + (i / 32 + 1) % size) * 32 + 31 - i % 32];
             let got = run("conform_cluster", shape, &v, 512);
             if !got.is_empty() {
-                expect_rows(&got, &[&next, &|i| next(i) * 3 + size as u32]);
+                expect_rows(&got, &[&next, &|i| next(i) * 3 + (size + 16 * (8 / size)) as u32]);
             }
         }
     }
