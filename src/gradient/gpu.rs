@@ -77,7 +77,7 @@ impl Cluster {
             return None;
         }
         let (most, stages) = if logit_bytes == 4 { (19, 1) } else { (10, 2) }; // `Share` of `gradient.cu`
-        let shapes = [(1, 32), (1, 64), (1, 128), (1, 256), (2, 256), (3, 256), (4, 256), (8, 256), (8, 512)];
+        let shapes = [(2, 32), (2, 64), (2, 128), (2, 256), (3, 256), (4, 256), (8, 256), (8, 512)];
         let clusters = shapes.map(|(blocks, threads)| {
             let packs = (vocab * logit_bytes / PACK).div_ceil(blocks * threads);
             Cluster { blocks, threads, packs, stages }
@@ -287,9 +287,9 @@ mod tests {
     #[test]
     fn clusters_have_as_many_threads_as_a_row_needs() {
         assert_eq!(cluster(1024, 2, H100), None);
-        assert_eq!(cluster(1025, 2, H100), Some((1, 32, 4)));
-        assert_eq!(cluster(10_240, 2, H100), Some((1, 128, 10)));
-        assert_eq!(cluster(10_248, 2, H100), Some((1, 256, 6)));
+        assert_eq!(cluster(1025, 2, H100), Some((2, 32, 2)));
+        assert_eq!(cluster(10_240, 2, H100), Some((2, 64, 10)));
+        assert_eq!(cluster(10_248, 2, H100), Some((2, 128, 6)));
         assert_eq!(cluster(32_000, 2, H100), Some((2, 256, 8)));
         assert_eq!(cluster(50_257, 4, H100), Some((3, 256, 17)));
         assert_eq!(cluster(128_256, 2, H100), Some((8, 256, 8)));
