@@ -356,7 +356,7 @@ fn the_device_and_the_row_choose_the_kernel() {
             case.expect(&gradient_of(gpu, &case));
             assert_eq!(launched(gpu), [kernel]);
         }
-        // A block is enough, and a cluster; a warp.
+        // Blocks of a warp or of more; a warp is enough.
         for (vocab, kernel) in [
             (1025, Kernel::GradientClusterBf16),
             (20_011, Kernel::GradientClusterBf16),
