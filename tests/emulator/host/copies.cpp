@@ -6,7 +6,10 @@
 namespace emu {
 static void land(const Copy& copy) {
   volatile size_t bytes = copy.from_bytes;  // unknown to the compiler: it must call memcpy, which sanitizers intercept
-  memcpy(copy.to, copy.from ? copy.from : copy.value.data(), bytes);
+  // A value is on some fiber's stack, which the thread sanitizer takes for that fiber's: it must not see this read.
+  static thread_local std::array<unsigned char, 16> value;
+  value = copy.value;
+  memcpy(copy.to, copy.from ? copy.from : value.data(), bytes);
   const size_t rest = copy.bytes - copy.from_bytes;
   if (rest) memset(static_cast<char*>(copy.to) + copy.from_bytes, 0, rest);
 }
