@@ -1,8 +1,9 @@
 // log_prob.cu -- log softmax(scale * logits) at one token per row, and its sums over sequences.
 //
 // One read of the logits, 16 bytes per load with ragged heads and tails, a part of a warp per row for the smallest
-// vocabularies, one warp for small and one block for large ones. Each row's result depends on nothing but the row and the
-// number of threads that share it, which the vocabulary alone decides.
+// vocabularies, one warp for small and one block for large ones: four to a multiprocessor, so that one's first loads and
+// barriers hide behind the others. Each row's result depends on nothing but the row and the number of threads that share it,
+// which the vocabulary alone decides.
 #include "common/parts.cuh"
 
 // log_probs[rows] of tokens[rows] from logits[rows, vocab], `stride` values from row to row, and entropies[rows]. Any grid;
@@ -58,9 +59,9 @@ DEV_FN void log_probs_of_parts(Row held, const T* logits, const uint32_t* tokens
 LOG_PROB(warp_f32, WarpTeam, float, 256)
 LOG_PROB(warp_f16, WarpTeam, __half, 256)
 LOG_PROB(warp_bf16, WarpTeam, __nv_bfloat16, 256)
-LOG_PROB(block_f32, BlockTeam, float, 512)
-LOG_PROB(block_f16, BlockTeam, __half, 512)
-LOG_PROB(block_bf16, BlockTeam, __nv_bfloat16, 512)
+LOG_PROB(block_f32, BlockTeam, float, 256)
+LOG_PROB(block_f16, BlockTeam, __half, 256)
+LOG_PROB(block_bf16, BlockTeam, __nv_bfloat16, 256)
 
 #define LOG_PROB_OF_PARTS(name, entropy, T)                                                                            \
   LOG_PROB_KERNEL(name, T, 256, 3) {                                                                                   \

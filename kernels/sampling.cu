@@ -167,7 +167,7 @@ DEV_FN void sample_rows(const T* logits, uint64_t rows, uint64_t stride, Softmax
 }
 
 #define SAMPLE(name, T)                                                                                                 \
-  extern "C" __global__ void __launch_bounds__(kThreads)                                                                \
+  extern "C" __global__ void __launch_bounds__(kThreads, 4)                                                             \
   sample_##name(const T* logits, uint64_t rows, uint32_t vocab, uint64_t stride, float scale, const uint32_t* mask,     \
                 uint32_t top_k, float top_p, float lowest, uint64_t seed, uint64_t first, uint32_t position,            \
                 uint32_t purpose, const uint32_t* numbers, uint32_t* tokens, float* log_q, uint32_t* unreachable,       \

@@ -92,7 +92,13 @@ DEV_FN void named_barrier_arrive(int id, int threads) {
 }
 
 #ifdef HAS_CLUSTERS
-// A cluster of blocks: its size, this block's number, a barrier, and the same shared variable of another block.
+// A cluster of blocks: how many there are, its size, this block's number, a barrier, and the same shared variable of
+// another block.
+DEV_FN uint32_t clusters() {
+  uint32_t count;
+  asm volatile("mov.u32 %0,%%nclusterid.x;" : "=r"(count));
+  return count;
+}
 DEV_FN uint32_t cluster_size() {
   uint32_t size;
   asm volatile("mov.u32 %0,%%cluster_nctarank;" : "=r"(size));
@@ -143,6 +149,14 @@ DEV_FN void mbar_arrive_at(uint64_t* bar, uint32_t rank) {
 DEV_FN void mbar_wait_cluster(uint64_t* bar, unsigned parity) {
   asm volatile("{\n.reg .pred p;\nW_%=:\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p,[%0],%1;\n@!p bra W_%=;\n}"
                ::"r"(smem(bar)), "r"(parity)
+               : "memory");
+}
+// 16 bytes to the same place of block `rank`'s shared memory, asynchronously, counted at that block's own mbarrier. A count
+// may arrive before the block has said what it expects.
+DEV_FN void store_to_block(uint4* to, uint4 value, uint64_t* bar, uint32_t rank) {
+  asm volatile("{\n.reg .b32 to,bar;\nmapa.shared::cluster.u32 to,%0,%6;\nmapa.shared::cluster.u32 bar,%1,%6;\n"
+               "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [to],{%2,%3,%4,%5},[bar];\n}"
+               ::"r"(smem(to)), "r"(smem(bar)), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(rank)
                : "memory");
 }
 // `bytes` (a multiple of 16) of shared memory from global memory, both aligned to 16, counted at the mbarrier.

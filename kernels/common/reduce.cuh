@@ -1,5 +1,4 @@
-// reduce.cuh -- sums over a warp, a block and a cluster of blocks in an order that depends on nothing but the number of
-// threads.
+// reduce.cuh -- sums over a warp and a block in an order that depends on nothing but the number of threads.
 #pragma once
 #include "common/device.cuh"
 
@@ -43,29 +42,6 @@ template <typename T> DEV_FN T block_max(T value) {
   __syncthreads();  // the array may be used again
   return value;
 }
-
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-// The sum over the blocks of a cluster, up to 32; all threads of a block bring its value. Valid in all threads.
-template <typename T> DEV_FN T cluster_sum(T value) {
-  SHARED(T, partial, [1]);
-  const uint32_t lane = threadIdx.x % 32;
-  if (threadIdx.x == 0) partial[0] = value;
-  dev::cluster_sync();
-  value = warp_sum(lane < dev::cluster_size() ? *dev::cluster_map(partial, lane) : T(0));
-  dev::cluster_sync();  // the variable may be used again, and its block may end
-  return value;
-}
-
-// The largest of the blocks' values, as cluster_sum; a NaN may be left out. A cluster_sum must follow: the variable may
-// then be used again, and its block may end.
-template <typename T> DEV_FN T cluster_max(T value) {
-  SHARED(T, partial, [1]);
-  const uint32_t lane = threadIdx.x % 32;
-  if (threadIdx.x == 0) partial[0] = value;
-  dev::cluster_sync();
-  return warp_max(*dev::cluster_map(partial, lane < dev::cluster_size() ? lane : 0));
-}
-#endif
 
 // How many threads of the block before this one say yes, and how many of all; up to 1024 threads, a multiple of 32.
 struct Rank {

@@ -54,8 +54,8 @@ template <typename T> struct Pack {
 };
 
 // The threads that share a row: a warp, so that a block has several rows; a block; or a cluster of blocks, each of which
-// has a part of the row. rank() and size() are within the block. What a thread has read before it asks for a sum, the
-// others may overwrite once they know that sum.
+// has a part of the row, and which has sums of its own (gradient.cu). rank() and size() are within the block. What a thread
+// has read before it asks for a sum, the others may overwrite once they know that sum.
 struct WarpTeam {
   DEV_FN uint32_t rank() { return threadIdx.x % 32; }
   DEV_FN uint32_t size() { return 32; }
@@ -83,8 +83,6 @@ struct BlockTeam {
 struct ClusterTeam : BlockTeam {
   DEV_FN uint32_t block() { return dev::cluster_rank(); }
   DEV_FN uint32_t blocks() { return dev::cluster_size(); }
-  template <typename V> DEV_FN V sum(V value) { return cluster_sum(block_sum(value)); }
-  template <typename V> DEV_FN V max(V value) { return cluster_max(block_max(value)); }
 };
 #endif
 template <typename Team> DEV_FN bool is_first() { return Team::rank() == 0 && Team::block() == 0; }
@@ -97,6 +95,12 @@ struct Softmax {
 };
 DEV_FN bool allowed(const Softmax& softmax, uint32_t token) {
   return !softmax.mask || softmax.mask[token / 32] >> token % 32 & 1;
+}
+// Bit i: whether token + i may occur, i < count; all these tokens exist.
+template <uint32_t count> DEV_FN uint32_t allowed_bits(const Softmax& softmax, uint32_t token) {
+  if (!softmax.mask) return ~0u;
+  const uint64_t low = softmax.mask[token / 32], high = softmax.mask[(token + count - 1) / 32];
+  return uint32_t((high << 32 | low) >> token % 32);
 }
 template <typename T> DEV_FN float logit(const Softmax& softmax, const T* row, uint32_t token) {
   return allowed(softmax, token) ? float(row[token]) : -INFINITY;
@@ -120,18 +124,19 @@ template <typename Team, typename Single> DEV_FN void for_ends(Layout at, uint32
   const uint32_t tail = at.head + at.packs * pack, ends = vocab - at.packs * pack;
   for (uint32_t i = Team::rank(); i < ends; i += Team::size()) single(i < at.head ? i : tail + i - at.head);
 }
-// The block's packs, four loads in flight per thread; wide(pack, raw).
+// The block's packs, four loads in flight per thread, the last ones too; wide(pack, raw).
 template <typename Team, typename Load, typename Wide> DEV_FN void for_packs(Layout in, Load load, Wide wide) {
   const uint32_t step = Team::size();
-  uint32_t at = in.begin + Team::rank();
-  for (; at + 3 * step < in.end; at += 4 * step) {
+  for (uint32_t at = in.begin + Team::rank(); at < in.end; at += 4 * step) {
     uint4 raw[4];
 #pragma unroll
-    for (uint32_t i = 0; i < 4; i++) raw[i] = load(at + i * step);
+    for (uint32_t i = 0; i < 4; i++) raw[i] = load(at + i * step < in.end ? at + i * step : at);
 #pragma unroll
-    for (uint32_t i = 0; i < 4; i++) wide(at + i * step, raw[i]);
+    for (uint32_t i = 0; i < 4; i++) {
+      if (at + i * step >= in.end) break;
+      wide(at + i * step, raw[i]);
+    }
   }
-  for (; at < in.end; at += step) wide(at, load(at));
 }
 
 // The sum of e = 2^((x - max) * c) over the logits so far and, for the entropy, of e * (x - max).

@@ -2,7 +2,7 @@
 
 use super::{Coefficient, GradientKernel, Scores, Sequences};
 use crate::backend::gpu::{Argument, Gpu, GpuView, GpuViewMut, Grid, Kernel, Launcher, Limits, arguments};
-use crate::error::Result;
+use crate::error::{Result, expect_len};
 use crate::log_prob::{Logit, SoftmaxOptions, Team};
 use crate::tokens::Token;
 
@@ -15,57 +15,95 @@ const DRIVERS: usize = 1024;
 /// Bytes of shared memory that the kernels declare themselves (`.ci/check_kernels.py`).
 const DECLARED: usize = 512;
 
-/// Threads of a block in a cluster: three such blocks share a multiprocessor's registers.
-const CLUSTER_THREADS: u32 = 384;
+/// Bytes of shared memory of each block where so many share a multiprocessor.
+fn share(limits: Limits, blocks: usize) -> usize {
+    ((limits.shared_bytes + DRIVERS) / blocks).saturating_sub(DRIVERS + DECLARED)
+}
 
-/// Who shares a row, and how much of it is kept between its sum and its gradient. Vocabulary, type and device decide, so
-/// that a row's bits do not depend on the batch.
-#[derive(Debug, PartialEq, Eq)]
-struct Plan {
-    team: Team,
-    /// Blocks that share a row.
-    cluster: usize,
-    /// Packs of shared memory for each team; of a cluster, in each block.
-    room: usize,
+/// Threads of a block of teams.
+fn threads(team: Team) -> u32 {
+    if team == Team::Block { 512 } else { 256 }
+}
+
+/// Who shares a row. Vocabulary, type and device decide, so that a row's bits do not depend on the batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Plan {
+    /// A team, with room for so many packs of it in shared memory.
+    Team(Team, usize),
+    Cluster(Cluster),
 }
 
 impl Plan {
     fn new(vocab: usize, logit_bytes: usize, limits: Limits) -> Self {
-        let (team, packs) = (Team::of(vocab), (vocab * logit_bytes).div_ceil(PACK));
-        // Packs of a block where so many share a multiprocessor.
-        let share =
-            |blocks: usize| ((limits.shared_bytes + DRIVERS) / blocks).saturating_sub(DRIVERS + DECLARED) / PACK;
-        let alone = Plan { team, cluster: 1, room: packs.min(share(2) / team.per_block()) };
+        let team = Team::of(vocab);
         if let Team::Part(_) = team {
-            return Plan { room: 0, ..alone };
+            return Plan::Team(team, 0);
         }
-        if team == Team::Warp || packs <= alone.room || !limits.has_clusters() {
-            return alone;
+        if let Some(cluster) = Cluster::new(vocab, logit_bytes, limits).filter(|_| team == Team::Block) {
+            return Plan::Cluster(cluster);
         }
-        // The more blocks a multiprocessor has, the better one's loads hide behind another's barriers and stores.
-        let mut choices = [3, 2, 1].into_iter().flat_map(|blocks| [2, 4, 8].map(|cluster| (blocks, cluster)));
-        let fitting = choices.find(|&(blocks, cluster)| packs.div_ceil(cluster) <= share(blocks));
-        fitting.map_or(alone, |(_, cluster)| Plan { team, cluster, room: packs.div_ceil(cluster) })
+        let packs = (vocab * logit_bytes).div_ceil(PACK);
+        Plan::Team(team, packs.min(share(limits, 2) / PACK / team.per_block()))
     }
 
-    fn kernels(&self) -> [Kernel; 3] {
+    fn kernels(self) -> [Kernel; 3] {
         use Kernel::*;
-        match self.team {
-            Team::Part(_) => [GradientPartF32, GradientPartF16, GradientPartBf16],
-            Team::Warp => [GradientWarpF32, GradientWarpF16, GradientWarpBf16],
-            Team::Block if self.cluster == 1 => [GradientBlockF32, GradientBlockF16, GradientBlockBf16],
-            Team::Block => [GradientClusterF32, GradientClusterF16, GradientClusterBf16],
+        match self {
+            Plan::Team(Team::Part(_), _) => [GradientPartF32, GradientPartF16, GradientPartBf16],
+            Plan::Team(Team::Warp, _) => [GradientWarpF32, GradientWarpF16, GradientWarpBf16],
+            Plan::Team(Team::Block, _) => [GradientBlockF32, GradientBlockF16, GradientBlockBf16],
+            Plan::Cluster(_) => [GradientClusterF32, GradientClusterF16, GradientClusterBf16],
         }
     }
+}
 
-    fn grid(&self, rows: usize, limits: Limits) -> Grid {
-        let bytes = self.room * PACK * self.team.per_block();
-        if self.cluster == 1 {
-            return self.team.grid(rows, limits).shared(bytes);
+/// Blocks that keep a row in their registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cluster {
+    blocks: usize,
+    threads: usize,
+    /// Packs of a thread.
+    packs: usize,
+    /// Rows in shared memory, on their way to the registers.
+    stages: usize,
+}
+
+impl Cluster {
+    /// Threads of a multiprocessor, as registers allow.
+    const RESIDENT: usize = 512;
+
+    /// Rows of a cluster, where there are many: the first is waited for, the others come while it works.
+    const ROWS: usize = 16;
+
+    /// The fewest threads that keep a row, as each has some hundred instructions of its own; none where it is too long.
+    fn new(vocab: usize, logit_bytes: usize, limits: Limits) -> Option<Self> {
+        if !limits.has_clusters() {
+            return None;
         }
-        let clusters = rows.min(i32::MAX as usize / self.cluster);
-        let grid = Grid::new((clusters * self.cluster) as u32, CLUSTER_THREADS);
-        grid.clusters(self.cluster as u32).shared(bytes)
+        let (most, stages) = if logit_bytes == 4 { (19, 1) } else { (10, 2) }; // `Share` of `gradient.cu`
+        let shapes = [(2, 32), (2, 64), (2, 128), (2, 256), (3, 256), (4, 256), (8, 256), (8, 512)];
+        let clusters = shapes.map(|(blocks, threads)| {
+            let packs = (vocab * logit_bytes / PACK).div_ceil(blocks * threads);
+            Cluster { blocks, threads, packs, stages }
+        });
+        let fits = |cluster: &Self| {
+            let resident = Self::RESIDENT / cluster.threads;
+            cluster.packs <= most && cluster.shared_bytes() <= share(limits, resident)
+        };
+        clusters.into_iter().find(fits)
+    }
+
+    fn shared_bytes(self) -> usize {
+        self.stages * self.packs * self.threads * PACK + self.blocks * self.threads / 32 * 2 * PACK
+    }
+
+    /// Some clusters for each place, so that none ends long after the others.
+    fn grid(self, rows: usize, limits: Limits) -> Grid {
+        let places = (limits.multiprocessors * Self::RESIDENT / self.threads / self.blocks).max(1);
+        let most = rows.min(i32::MAX as usize / self.blocks);
+        let clusters = most.min(rows.div_ceil(Self::ROWS).max(4 * places));
+        let grid = Grid::new((clusters * self.blocks) as u32, self.threads as u32);
+        grid.clusters(self.blocks as u32).shared(self.shared_bytes())
     }
 }
 
@@ -82,6 +120,16 @@ impl<L: Launcher> GradientKernel for Gpu<L> {
         let rows = tokens.len();
         let limits = self.launcher().limits();
         let plan = Plan::new(vocab, size_of::<T>(), limits);
+        let (team, room) = match plan {
+            Plan::Team(team, room) => (team, room),
+            Plan::Cluster(cluster) => {
+                let kernel = T::pick(plan.kernels());
+                let columns =
+                    [(&logits).into(), (&logits).into(), (&tokens).into(), (&weights).into(), (&log_probs).into()];
+                // SAFETY: the caller checked the shapes; the gradients take the place of the logits.
+                return unsafe { self.by_clusters(kernel, cluster, softmax, [rows, vocab], columns) };
+            }
+        };
         // gradient_*(T* logits, const uint32_t* tokens, const float* weights, uint64_t rows, uint32_t vocab,
         //   uint64_t stride, float scale, const uint32_t* mask, uint32_t room, float* log_probs,
         //   unsigned long long* status)
@@ -94,14 +142,14 @@ impl<L: Launcher> GradientKernel for Gpu<L> {
             softmax.stride(vocab) as u64,
             softmax.scale,
             softmax.mask(),
-            plan.room as u32,
+            room as u32,
             &log_probs,
             self.status(),
         ];
+        let grid = team.grid(rows, limits).threads(threads(team)).shared(room * PACK * team.per_block());
         // SAFETY: the caller checked that the logits are `[rows, vocab]`, `stride` apart, tokens, weights and log-probs `[rows]` and the
-        // mask, where there is one, a bit per token; the grid's shared memory holds `room` packs per team and block, and a
-        // cluster, of which the grid has whole ones, is launched only on devices that have clusters.
-        unsafe { self.launch(T::pick(plan.kernels()), plan.grid(rows, limits), arguments) }
+        // mask, where there is one, a bit per token; the grid's shared memory holds `room` packs per team.
+        unsafe { self.launch(T::pick(plan.kernels()), grid, arguments) }
     }
 
     fn sequence_gradient<T: Logit>(
@@ -115,7 +163,7 @@ impl<L: Launcher> GradientKernel for Gpu<L> {
     ) -> Result<()> {
         let (team, rows, count) = (Team::of_warps(vocab), tokens.len(), sequences.coefficient.count());
         let kernel = T::pick(sequence_kernels(team));
-        let grid = Grid::new(count.min(i32::MAX as usize) as u32, team.grid(1, self.launcher().limits()).threads);
+        let grid = Grid::new(count.min(i32::MAX as usize) as u32, threads(team));
         let null = Argument::Pointer(0);
         let (kind, parameter, weights, log_p, log_q) = match &sequences.coefficient {
             Coefficient::Given { weights } => (0, 0.0, weights.into(), null, null),
@@ -158,6 +206,67 @@ impl<L: Launcher> GradientKernel for Gpu<L> {
     }
 }
 
+impl<L: Launcher> Gpu<L> {
+    /// [`GradientKernel::gradient`] of f32 logits, to 16-bit values in memory of their own; `false`, and nothing is done,
+    /// where no cluster keeps a row. Both begin at the same place within 16 values.
+    pub(crate) fn narrow_gradient<T: Logit>(
+        &self,
+        softmax: &SoftmaxOptions<'_, Self>,
+        vocab: usize,
+        (tokens, weights): (&GpuView<'_, Token>, &GpuView<'_, f32>),
+        logits: &GpuViewMut<'_, f32>,
+        to: &GpuViewMut<'_, T>,
+        log_probs: &GpuViewMut<'_, f32>,
+    ) -> Result<bool> {
+        let kernels = [None, Some(Kernel::GradientClusterF32F16), Some(Kernel::GradientClusterF32Bf16)];
+        let plan = Plan::new(vocab, size_of::<f32>(), self.launcher().limits());
+        let (Some(kernel), Plan::Cluster(cluster)) = (T::pick(kernels), plan) else { return Ok(false) };
+        let rows = tokens.len();
+        expect_len("logits", rows * vocab, logits.len())?;
+        expect_len("room for the narrowed gradient", rows * vocab, to.len())?;
+        expect_len("weights", rows, weights.len())?;
+        expect_len("log-probs", rows, log_probs.len())?;
+        let columns = [logits.into(), to.into(), tokens.into(), weights.into(), log_probs.into()];
+        // SAFETY: these shapes.
+        unsafe { self.by_clusters(kernel, cluster, softmax, [rows, vocab], columns)? };
+        Ok(true)
+    }
+
+    /// # Safety
+    /// The columns are logits and gradients in the types of the kernel, `[rows, vocab]` and `stride` apart, in the same
+    /// memory or aligned alike, and tokens, weights and log-probs, `[rows]`; the mask, where there is one, has a bit per
+    /// token.
+    unsafe fn by_clusters(
+        &self,
+        kernel: Kernel,
+        cluster: Cluster,
+        softmax: &SoftmaxOptions<'_, Self>,
+        [rows, vocab]: [usize; 2],
+        [logits, gradients, tokens, weights, log_probs]: [Argument<'_>; 5],
+    ) -> Result<()> {
+        // gradient_cluster_*(const T* logits, U* gradients, const uint32_t* tokens, const float* weights, uint64_t rows,
+        //   uint32_t vocab, uint64_t stride, float scale, const uint32_t* mask, uint32_t per, float* log_probs,
+        //   unsigned long long* status)
+        let arguments = arguments![
+            logits,
+            gradients,
+            tokens,
+            weights,
+            rows as u64,
+            vocab as u32,
+            softmax.stride(vocab) as u64,
+            softmax.scale,
+            softmax.mask(),
+            cluster.packs as u32,
+            log_probs,
+            self.status(),
+        ];
+        // SAFETY: the caller's word; the threads of a cluster keep a row, the grid's shared memory holds the packs of its
+        // stages, and clusters, of which the grid has whole ones, are launched only on devices that have them.
+        unsafe { self.launch(kernel, cluster.grid(rows, self.launcher().limits()), arguments) }
+    }
+}
+
 fn sequence_kernels(team: Team) -> [Kernel; 3] {
     use Kernel::*;
     match team {
@@ -172,40 +281,46 @@ mod tests {
 
     const H100: Limits = Limits { shared_bytes: 227 << 10, multiprocessors: 132, capability: 90 };
 
-    /// (blocks of a row, bytes that a block keeps).
-    fn plan(vocab: usize, logit_bytes: usize, limits: Limits) -> (usize, usize) {
-        let plan = Plan::new(vocab, logit_bytes, limits);
-        (plan.cluster, plan.room * PACK)
+    /// (blocks of a row, threads of a block, packs of a thread).
+    fn cluster(vocab: usize, logit_bytes: usize, limits: Limits) -> Option<(usize, usize, usize)> {
+        match Plan::new(vocab, logit_bytes, limits) {
+            Plan::Cluster(cluster) => Some((cluster.blocks, cluster.threads, cluster.packs)),
+            Plan::Team(..) => None,
+        }
     }
 
     #[test]
-    fn clusters_have_as_many_blocks_as_a_row_needs() {
-        // Half a multiprocessor's shared memory is 112.5 KiB, a third 74.5, all of it 226.5.
-        assert_eq!(plan(57_600, 2, H100), (1, 115_200));
-        assert_eq!(plan(57_601, 2, H100), (2, 57_616));
-        assert_eq!(plan(128_256, 2, H100), (4, 64_128));
-        assert_eq!(plan(151_936, 2, H100), (4, 75_968));
-        assert_eq!(plan(128_256, 4, H100), (8, 64_128));
-        assert_eq!(plan(262_144, 2, H100), (8, 65_536));
-        assert_eq!(plan(200_000, 4, H100), (8, 100_000));
-        assert_eq!(plan(262_144, 4, H100), (8, 131_072));
-        assert_eq!(plan(463_872, 4, H100), (8, 231_936));
-        assert_eq!(plan(463_873, 4, H100), (1, 115_200));
+    fn clusters_have_as_many_threads_as_a_row_needs() {
+        assert_eq!(cluster(1024, 2, H100), None);
+        assert_eq!(cluster(1025, 2, H100), Some((2, 32, 2)));
+        assert_eq!(cluster(10_240, 2, H100), Some((2, 64, 10)));
+        assert_eq!(cluster(10_248, 2, H100), Some((2, 128, 6)));
+        assert_eq!(cluster(32_000, 2, H100), Some((2, 256, 8)));
+        assert_eq!(cluster(50_257, 4, H100), Some((3, 256, 17)));
+        assert_eq!(cluster(128_256, 2, H100), Some((8, 256, 8)));
+        assert_eq!(cluster(128_256, 4, H100), Some((8, 256, 16)));
+        assert_eq!(cluster(152_064, 4, H100), Some((8, 256, 19)));
+        assert_eq!(cluster(262_208, 2, H100), Some((8, 512, 9)));
+        assert_eq!(cluster(311_296, 4, H100), Some((8, 512, 19)));
+        assert_eq!(cluster(311_300, 4, H100), None);
     }
 
     #[test]
     fn without_clusters_a_block_keeps_what_it_can() {
         let a100 = Limits { shared_bytes: 163 << 10, multiprocessors: 108, capability: 80 };
-        assert_eq!(plan(128_256, 2, a100), (1, 82_432));
-        assert_eq!(plan(1024, 4, a100), (1, 4096));
-        assert_eq!(plan(100_000, 4, Limits { shared_bytes: 0, ..H100 }), (1, 0));
+        assert_eq!(Plan::new(128_256, 2, a100), Plan::Team(Team::Block, 82_432 / PACK));
+        assert_eq!(Plan::new(1024, 4, a100), Plan::Team(Team::Warp, 256));
+        assert_eq!(Plan::new(100_000, 4, Limits { shared_bytes: 0, ..H100 }), Plan::Team(Team::Block, 0));
     }
 
     #[test]
     fn a_grid_has_whole_clusters() {
-        let grid = Plan::new(128_256, 4, H100).grid(usize::MAX, H100);
-        assert!(grid.blocks[0] <= i32::MAX as u32 && grid.blocks[0].is_multiple_of(8));
-        assert_eq!((grid.cluster, grid.shared_bytes), (8, 64_128));
-        assert_eq!(Plan::new(128_256, 2, H100).grid(3, H100).blocks, [12, 1]);
+        let grid = |vocab: usize, rows| Cluster::new(vocab, 4, H100).expect("one").grid(rows, H100);
+        let all = grid(128_256, usize::MAX);
+        assert!(all.blocks[0] <= i32::MAX as u32 && all.blocks[0].is_multiple_of(8));
+        assert_eq!((all.cluster, all.threads, all.shared_bytes), (8, 256, 65_536 + 2048));
+        assert_eq!(grid(128_256, 3).blocks, [24, 1]);
+        assert_eq!(grid(128_256, 1000).blocks, [132 * 8, 1]);
+        assert_eq!(grid(128_256, 8192).blocks, [512 * 8, 1]);
     }
 }

@@ -46,8 +46,8 @@ pub trait GradientKernel: Memory {
 ///
 /// A row of weight 0 is not read, neither its logits nor its token: its gradient is 0, its log-prob NaN.
 ///
-/// On a GPU with clusters a row too large for one block's shared memory is added up in another order than there: its
-/// log-prob is as accurate, but not always the same bits.
+/// On a GPU a row of more than 1024 logits is added up in another order than there: its log-prob is as accurate, but not
+/// always the same bits.
 ///
 /// ```
 /// use ebm_dpg::{backend::Cpu, gradient::gradient};

@@ -43,6 +43,11 @@ impl Columns {
         })
     }
 
+    /// Whether a coefficient is the weight itself, so that a row's gradient needs no other row.
+    pub fn are_given(&self) -> bool {
+        matches!(self.kind, Kind::Given)
+    }
+
     /// Whether the coefficient of sequence `s` is 0 whatever its log π.
     pub fn is_zero(&self, s: usize) -> bool {
         match self.kind {

@@ -7,12 +7,13 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Head, LinearKernel, Rows};
+use super::{Head, LinearKernel, LogitGradient, Rows};
 use crate::backend::product::{Operand, PANEL, TILE_ROWS, Tile, multiply_tile};
 use crate::backend::simd::{Isa, LANES, Simd, dispatch};
 use crate::backend::{Cpu, Element};
 use crate::error::{Error, Result};
-use crate::log_prob::Logit;
+use crate::log_prob::{Logit, SoftmaxOptions};
+use crate::tokens::Token;
 
 /// Panels of logits made together, before they are copied to their rows.
 const GROUP: usize = 16;
@@ -195,15 +196,27 @@ impl LinearKernel for Cpu {
         Ok(())
     }
 
+    fn gradient_by_rows<T: Logit>(
+        &self,
+        _softmax: &SoftmaxOptions<'_, Cpu>,
+        _vocab: usize,
+        _rows: (&[Token], &[f32]),
+        _logits: &mut [f32],
+        _narrow: &mut [T],
+        _log_probs: &mut [f32],
+    ) -> Result<Option<bool>> {
+        Ok(None)
+    }
+
     fn backward<T: Logit>(
         &self,
         head: &Head<'_, Cpu, T>,
-        gradient: &[f32],
-        _narrow: &mut [T],
+        gradient: LogitGradient<'_, Cpu, T>,
         hidden: &[T],
         hidden_gradient: &mut [f32],
         head_gradient: &mut [f32],
     ) -> Result<()> {
+        let LogitGradient::Wide(gradient, _) = gradient else { unreachable!("no gradient is narrowed here") };
         backward_hidden(head, gradient, hidden_gradient);
         backward_head(head, gradient, hidden, head_gradient);
         Ok(())

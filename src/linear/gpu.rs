@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 
-use super::{Head, LinearKernel, Rows};
+use super::{Head, LinearKernel, LogitGradient, Rows};
 use crate::backend::Element;
 use crate::backend::gpu::{Gpu, GpuView, GpuViewMut, Grid, Kernel, Launcher, Matrix, Product, Scalar, arguments};
 use crate::error::{Result, expect_len};
-use crate::log_prob::Logit;
+use crate::gradient::gradient_with;
+use crate::log_prob::{Logit, SoftmaxOptions};
+use crate::tokens::Token;
 
 impl<L: Launcher> LinearKernel for Gpu<L> {
     fn narrow_len<T: Logit>(logits: usize) -> usize {
@@ -77,17 +79,36 @@ impl<L: Launcher> LinearKernel for Gpu<L> {
         self.product::<T>([hidden.len() / head.width, head.vocab, head.width], a, b, logits.address(), false)
     }
 
+    fn gradient_by_rows<T: Logit>(
+        &self,
+        softmax: &SoftmaxOptions<'_, Self>,
+        vocab: usize,
+        (tokens, weights): (GpuView<'_, Token>, GpuView<'_, f32>),
+        logits: GpuViewMut<'_, f32>,
+        narrow: GpuViewMut<'_, T>,
+        log_probs: GpuViewMut<'_, f32>,
+    ) -> Result<Option<bool>> {
+        // One read of the logits, and one write of what the products take.
+        if self.narrow_gradient(softmax, vocab, (&tokens, &weights), &logits, &narrow, &log_probs)? {
+            return Ok(Some(true));
+        }
+        gradient_with(self, softmax, vocab, tokens, weights, logits, log_probs)?;
+        Ok(Some(false))
+    }
+
     fn backward<T: Logit>(
         &self,
         head: &Head<'_, Self, T>,
-        gradient: GpuView<'_, f32>,
-        narrow: GpuViewMut<'_, T>,
+        gradient: LogitGradient<'_, Self, T>,
         hidden: GpuView<'_, T>,
         hidden_gradient: GpuViewMut<'_, f32>,
         head_gradient: GpuViewMut<'_, f32>,
     ) -> Result<()> {
-        let rows = gradient.len() / head.vocab;
-        let gradient = self.narrowed(gradient, narrow)?;
+        let rows = hidden.len() / head.width;
+        let gradient = match gradient {
+            LogitGradient::Wide(gradient, narrow) => self.narrowed(gradient, narrow)?,
+            LogitGradient::Narrow(gradient) => gradient.address(),
+        };
         let gradient = |transposed| Matrix { address: gradient, columns: head.vocab, transposed };
         let plain = |address| Matrix { address, columns: head.width, transposed: false };
         let weight = plain(head.weight.address());

@@ -8,7 +8,7 @@
 use crate::backend::{Backend, Element, Memory};
 use crate::error::{Error, Result, expect_len};
 use crate::gradient::{Coefficient, GradientKernel, Scores, Sequences, sequence_gradient};
-use crate::log_prob::{LogProbKernel, Logit, SoftmaxOptions, check_offsets, log_prob_with};
+use crate::log_prob::{LogProbKernel, Logit, SoftmaxOptions, check_offsets, log_prob_with, sequence_sums};
 use crate::tokens::Token;
 
 mod columns;
@@ -47,6 +47,14 @@ pub struct LinearGradient<'a, B: Memory> {
     pub hidden: B::ViewMut<'a, f32>,
     /// The gradient with respect to the head's weight, `[vocab, width]`: added to, so that it may gather over batches.
     pub head: B::ViewMut<'a, f32>,
+}
+
+/// A chunk's gradient with respect to its logits, `[rows, vocab]`.
+pub enum LogitGradient<'a, B: Memory, T: Logit> {
+    /// In place of the logits, and room for what the products take, if they take 16 bits.
+    Wide(B::View<'a, f32>, B::ViewMut<'a, T>),
+    /// In the type of the products.
+    Narrow(B::View<'a, T>),
 }
 
 /// The kernels of this stage, beside those of log-probs and gradients.
@@ -100,12 +108,24 @@ pub trait LinearKernel: LogProbKernel + GradientKernel {
         logits: Self::ViewMut<'_, f32>,
     ) -> Result<()>;
 
+    /// The gradient of rows with given weights, in place of the logits or, where products take it in 16 bits, at once in
+    /// `narrow`, which it then says; and each row's log-prob. `None`, and nothing is done, on a backend that is no faster by
+    /// rows.
+    fn gradient_by_rows<T: Logit>(
+        &self,
+        softmax: &SoftmaxOptions<'_, Self>,
+        vocab: usize,
+        rows: (Self::View<'_, Token>, Self::View<'_, f32>),
+        logits: Self::ViewMut<'_, f32>,
+        narrow: Self::ViewMut<'_, T>,
+        log_probs: Self::ViewMut<'_, f32>,
+    ) -> Result<Option<bool>>;
+
     /// `hidden_gradient` = `gradient` · head, and `head_gradient` += `gradient`ᵀ · `hidden`.
     fn backward<T: Logit>(
         &self,
         head: &Head<'_, Self, T>,
-        gradient: Self::View<'_, f32>,
-        narrow: Self::ViewMut<'_, T>,
+        gradient: LogitGradient<'_, Self, T>,
         hidden: Self::View<'_, T>,
         hidden_gradient: Self::ViewMut<'_, f32>,
         head_gradient: Self::ViewMut<'_, f32>,
@@ -223,20 +243,17 @@ fn run_chunk<B: Backend + LinearKernel, T: Logit>(
     }
     let len = workspace.load(backend, head, rows)?;
     let sequences = workspace.load_columns(backend, columns)?;
-    let given = Sequences {
-        offsets: B::view(&workspace.offsets, sequences + 1),
-        coefficient: columns.of_chunk::<B>(&workspace.weights, &workspace.log_p, &workspace.log_q, sequences),
+    let narrowed = gradient_of_logits(backend, softmax, head.vocab, columns, workspace, len, sequences)?;
+    let narrow = B::narrow_len::<T>(len * head.vocab);
+    let gradient = if narrowed {
+        LogitGradient::Narrow(B::view(&workspace.narrow, narrow))
+    } else {
+        let wide = B::view(&workspace.logits, len * head.vocab);
+        LogitGradient::Wide(wide, B::view_mut(&mut workspace.narrow, narrow))
     };
-    let scores = Scores {
-        log_probs: B::view_mut(&mut workspace.log_probs, len),
-        log_pi: B::view_mut(&mut workspace.log_pi, sequences),
-    };
-    let (tokens, logits) = (B::view(&workspace.tokens, len), B::view_mut(&mut workspace.logits, len * head.vocab));
-    sequence_gradient(backend, softmax, head.vocab, &given, tokens, logits, scores)?;
     backend.backward(
         head,
-        B::view(&workspace.logits, len * head.vocab),
-        B::view_mut(&mut workspace.narrow, B::narrow_len::<T>(len * head.vocab)),
+        gradient,
         B::view(&workspace.hidden, len * head.width),
         B::view_mut(&mut workspace.hidden_gradient, len * head.width),
         B::reborrow(&mut out.head),
@@ -249,6 +266,40 @@ fn run_chunk<B: Backend + LinearKernel, T: Logit>(
     backend.scatter(1, to, B::view(&workspace.log_pi, sequences), B::reborrow(&mut out.log_pi))?;
     workspace.chunk.clear();
     Ok(())
+}
+
+/// Log-probs of the chunk's rows and sequences, and the gradient with respect to its logits: whether it is narrowed.
+fn gradient_of_logits<B: Backend + LinearKernel, T: Logit>(
+    backend: &B,
+    softmax: &SoftmaxOptions<'_, B>,
+    vocab: usize,
+    columns: &Columns,
+    workspace: &mut Workspace<B, T>,
+    len: usize,
+    sequences: usize,
+) -> Result<bool> {
+    if columns.are_given() {
+        let rows = (B::view(&workspace.tokens, len), B::view(&workspace.row_weights, len));
+        let logits = B::view_mut(&mut workspace.logits, len * vocab);
+        let narrow = B::view_mut(&mut workspace.narrow, B::narrow_len::<T>(len * vocab));
+        let log_probs = B::view_mut(&mut workspace.log_probs, len);
+        if let Some(narrowed) = backend.gradient_by_rows(softmax, vocab, rows, logits, narrow, log_probs)? {
+            let (offsets, log_probs) = (B::view(&workspace.offsets, sequences + 1), B::view(&workspace.log_probs, len));
+            sequence_sums(backend, offsets, log_probs, B::view_mut(&mut workspace.log_pi, sequences))?;
+            return Ok(narrowed);
+        }
+    }
+    let given = Sequences {
+        offsets: B::view(&workspace.offsets, sequences + 1),
+        coefficient: columns.of_chunk::<B>(&workspace.weights, &workspace.log_p, &workspace.log_q, sequences),
+    };
+    let scores = Scores {
+        log_probs: B::view_mut(&mut workspace.log_probs, len),
+        log_pi: B::view_mut(&mut workspace.log_pi, sequences),
+    };
+    let (tokens, logits) = (B::view(&workspace.tokens, len), B::view_mut(&mut workspace.logits, len * vocab));
+    sequence_gradient(backend, softmax, vocab, &given, tokens, logits, scores)?;
+    Ok(false)
 }
 
 /// The checks of shapes; returns the number of rows.

@@ -19,6 +19,8 @@ pub struct Workspace<B: Memory, T: Logit> {
     pub(super) sequence_numbers: B::Buffer<u64>,
     pub(super) offsets: B::Buffer<u64>,
     pub(super) weights: B::Buffer<f32>,
+    /// The weight of each row's sequence.
+    pub(super) row_weights: B::Buffer<f32>,
     pub(super) log_p: B::Buffer<f64>,
     pub(super) log_q: B::Buffer<f64>,
     pub(super) tokens: B::Buffer<Token>,
@@ -37,6 +39,7 @@ pub(super) struct Chunk {
     sequences: Vec<u64>,
     offsets: Vec<u64>,
     weights: Vec<f32>,
+    row_weights: Vec<f32>,
     log_p: Vec<f64>,
     log_q: Vec<f64>,
 }
@@ -60,7 +63,7 @@ impl Chunk {
 /// Bytes of a row and of what comes with a sequence, of which a chunk has no more than rows.
 fn bytes_per_row<B: LinearKernel, T: Logit>(width: usize, vocab: usize) -> usize {
     let logits = vocab * size_of::<f32>() + B::narrow_len::<T>(vocab) * size_of::<T>();
-    logits + width * (size_of::<T>() + size_of::<f32>()) + 3 * size_of::<f32>() + 6 * size_of::<f64>()
+    logits + width * (size_of::<T>() + size_of::<f32>()) + 4 * size_of::<f32>() + 6 * size_of::<f64>()
 }
 
 impl<B: LinearKernel, T: Logit> Workspace<B, T> {
@@ -86,6 +89,7 @@ impl<B: LinearKernel, T: Logit> Workspace<B, T> {
             sequence_numbers: backend.zeros(rows, what)?,
             offsets: backend.zeros(rows + 1, what)?,
             weights: backend.zeros(rows, what)?,
+            row_weights: backend.zeros(rows, what)?,
             log_p: backend.zeros(rows, what)?,
             log_q: backend.zeros(rows, what)?,
             tokens: backend.zeros(rows, what)?,
@@ -130,13 +134,18 @@ impl<B: LinearKernel, T: Logit> Workspace<B, T> {
             to.clear();
             to.extend(sequences.iter().filter_map(|&s| from.get(s as usize)));
         }
-        let Chunk { sequences, offsets, weights, log_p, log_q, .. } = &mut self.chunk;
+        let Chunk { sequences, offsets, weights, row_weights, log_p, log_q, .. } = &mut self.chunk;
         pick(&columns.weights, sequences, weights);
+        row_weights.clear();
+        for (&weight, range) in weights.iter().zip(offsets.windows(2)) {
+            row_weights.extend((range[0]..range[1]).map(|_| weight));
+        }
         pick(&columns.log_p, sequences, log_p);
         pick(&columns.log_q, sequences, log_q);
         backend.upload(sequences, &mut self.sequence_numbers)?;
         backend.upload(offsets, &mut self.offsets)?;
         backend.upload(weights, &mut self.weights)?;
+        backend.upload(row_weights, &mut self.row_weights)?;
         backend.upload(log_p, &mut self.log_p)?;
         backend.upload(log_q, &mut self.log_q)?;
         Ok(self.chunk.sequences.len())

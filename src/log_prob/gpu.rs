@@ -57,8 +57,7 @@ impl Team {
     pub(crate) fn grid(self, rows: usize, limits: Limits) -> Grid {
         let most =
             if let Team::Part(_) = self { limits.multiprocessors * BLOCKS * self.per_block() } else { usize::MAX };
-        let grid = Grid::over(rows.min(most), self.per_block() as u32);
-        grid.threads(if self == Team::Block { 512 } else { 32 * WARPS as u32 })
+        Grid::over(rows.min(most), self.per_block() as u32).threads(256)
     }
 }
 

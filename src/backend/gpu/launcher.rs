@@ -413,12 +413,16 @@ kernels! {
     GradientBlockF16 = "gradient_block_f16",
     /// `gradient.cu`: gradients, a block per row, bf16.
     GradientBlockBf16 = "gradient_block_bf16",
-    /// `gradient.cu`: gradients, a cluster of blocks per row, f32; from compute capability 9.0 on, as the next two.
+    /// `gradient.cu`: gradients, a cluster of blocks per row, f32; from compute capability 9.0 on, as the next four.
     GradientClusterF32 = "gradient_cluster_f32",
     /// `gradient.cu`: gradients, a cluster of blocks per row, f16.
     GradientClusterF16 = "gradient_cluster_f16",
     /// `gradient.cu`: gradients, a cluster of blocks per row, bf16.
     GradientClusterBf16 = "gradient_cluster_bf16",
+    /// `gradient.cu`: gradients in f16 of f32 logits, a cluster of blocks per row.
+    GradientClusterF32F16 = "gradient_cluster_f32_f16",
+    /// `gradient.cu`: gradients in bf16 of f32 logits, a cluster of blocks per row.
+    GradientClusterF32Bf16 = "gradient_cluster_f32_bf16",
     /// `gradient.cu`: gradients of whole sequences, a warp per row, f32.
     GradientSequencesWarpF32 = "gradient_sequences_warp_f32",
     /// `gradient.cu`: gradients of whole sequences, a warp per row, f16.

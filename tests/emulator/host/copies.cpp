@@ -6,7 +6,10 @@
 namespace emu {
 static void land(const Copy& copy) {
   volatile size_t bytes = copy.from_bytes;  // unknown to the compiler: it must call memcpy, which sanitizers intercept
-  memcpy(copy.to, copy.from, bytes);
+  // A value is on some fiber's stack, which the thread sanitizer takes for that fiber's: it must not see this read.
+  static thread_local std::array<unsigned char, 16> value;
+  value = copy.value;
+  memcpy(copy.to, copy.from ? copy.from : value.data(), bytes);
   const size_t rest = copy.bytes - copy.from_bytes;
   if (rest) memset(static_cast<char*>(copy.to) + copy.from_bytes, 0, rest);
 }
@@ -16,7 +19,7 @@ void copy_async(void* to, const void* from, unsigned bytes, Site at) {
   if (bytes > 16) fail(at, "cp.async of 16 bytes takes %u from global memory", bytes);
   if (uintptr_t(to) % 16 || uintptr_t(from) % 16) fail(at, "cp.async: %p to %p is not aligned to 16 bytes", from, to);
   Fiber* fiber = self();
-  const Copy copy{to, from, 16, bytes, fiber->copy_groups, nullptr, at};
+  const Copy copy{to, from, 16, bytes, fiber->copy_groups, nullptr, at, {}};
   if (launch->copies_land_at_once()) return land(copy);
   RuntimeScope scope;
   fiber->copies.push_back(copy);
@@ -101,7 +104,7 @@ void mbarrier_wait(uint64_t* bar, unsigned parity, Site at) {
   tsan::acquire(bar);
 }
 
-// ---- Bulk copies
+// ---- Bulk copies, and stores to another block
 static void land_bulk(const Copy& copy, void* context_after) {
   tsan::enter(launch->copy_context);
   tsan::acquire(copy.bar);
@@ -112,15 +115,21 @@ static void land_bulk(const Copy& copy, void* context_after) {
   state.bytes -= int(copy.bytes);
   store_and_maybe_flip(copy.bar, state);
 }
-void bulk_copy(void* to, const void* from, unsigned bytes, uint64_t* bar, Site at) {
-  if (uintptr_t(to) % 16 || uintptr_t(from) % 16 || bytes % 16)
-    fail(at, "bulk copy: %u bytes from %p to %p are not aligned to 16", bytes, from, to);
-  if (load(bar).never_initialised) fail(at, "mbarrier before its initialisation");
-  const Copy copy{to, from, bytes, bytes, 0, bar, at};
-  tsan::release(bar);
+static void begin(const Copy& copy) {
+  if (load(copy.bar).never_initialised) fail(copy.at, "mbarrier before its initialisation");
+  tsan::release(copy.bar);
   if (launch->copies_land_at_once()) return land_bulk(copy, self()->tsan);
   RuntimeScope scope;
   launch->bulk_copies.push_back(copy);
+}
+void bulk_copy(void* to, const void* from, unsigned bytes, uint64_t* bar, Site at) {
+  if (uintptr_t(to) % 16 || uintptr_t(from) % 16 || bytes % 16)
+    fail(at, "bulk copy: %u bytes from %p to %p are not aligned to 16", bytes, from, to);
+  begin({to, from, bytes, bytes, 0, bar, at, {}});
+}
+void store_async(void* to, const std::array<unsigned char, 16>& value, uint64_t* bar, Site at) {
+  if (uintptr_t(to) % 16) fail(at, "store to a block: %p is not aligned to 16", to);
+  begin({to, nullptr, 16, 16, 0, bar, at, value});
 }
 void land_a_bulk_copy() {
   auto& copies = launch->bulk_copies;

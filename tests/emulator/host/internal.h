@@ -12,7 +12,7 @@ namespace emu {
 struct Block;
 struct Fiber;
 
-// An asynchronous copy that has not landed: of cp.async (group) or a bulk copy (bar).
+// An asynchronous copy that has not landed: of cp.async (group), or a bulk copy or a store to a block (bar).
 struct Copy {
   void* to;
   const void* from;
@@ -20,6 +20,7 @@ struct Copy {
   unsigned group;
   uint64_t* bar;
   Site at;
+  std::array<unsigned char, 16> value{};  // of a store, where `from` is null
 };
 
 // Lanes that wait for the others of their mask.

@@ -1,5 +1,6 @@
 // ptx.h -- the twins of the PTX wrappers in kernels/common/device.cuh.
 #pragma once
+#include <bit>
 #include <cstring>
 
 #include "half.h"
@@ -107,6 +108,7 @@ inline void named_barrier_arrive(int id, int threads, emu::Site at = emu::Site::
   emu::named_barrier(id, threads, false, at);
 }
 
+inline uint32_t clusters() { return emu_thread->block->grid.x / emu_thread->block->cluster_size; }
 inline uint32_t cluster_size() { return emu_thread->block->cluster_size; }
 inline uint32_t cluster_rank() { return emu_thread->block->cluster_rank; }
 inline void cluster_arrive(emu::Site at = emu::Site::current()) { emu::cluster_barrier(true, false, at); }
@@ -132,6 +134,10 @@ inline void mbar_wait(uint64_t* bar, unsigned parity, emu::Site at = emu::Site::
 }
 inline void mbar_wait_cluster(uint64_t* bar, unsigned parity, emu::Site at = emu::Site::current()) {
   emu::mbarrier_wait(bar, parity, at);
+}
+inline void store_to_block(uint4* to, uint4 value, uint64_t* bar, uint32_t rank, emu::Site at = emu::Site::current()) {
+  const auto bytes = std::bit_cast<std::array<unsigned char, 16>>(value);
+  emu::store_async(cluster_map(to, rank, at), bytes, cluster_map(bar, rank, at), at);
 }
 inline void bulk_load(void* to, const void* from, unsigned bytes, uint64_t* bar, emu::Site at = emu::Site::current()) {
   emu::bulk_copy(to, from, bytes, bar, at);

@@ -77,6 +77,7 @@ void mbarrier_init(uint64_t* bar, unsigned count, Site at);
 void mbarrier_arrive(uint64_t* bar, unsigned bytes, Site at);
 void mbarrier_wait(uint64_t* bar, unsigned parity, Site at);
 void bulk_copy(void* to, const void* from, unsigned bytes, uint64_t* bar, Site at);
+void store_async(void* to, const std::array<unsigned char, 16>& value, uint64_t* bar, Site at);
 }  // namespace emu
 
 extern __thread emu::Thread* emu_thread;

@@ -299,7 +299,7 @@ CONFORMANCE_KERNEL(conform_cluster) {
   dynamic[threadIdx.x] = in[i] * 3;
   dev::cluster_sync();
   out[i] = dev::cluster_map(fixed, next)[31 - threadIdx.x];
-  out[gridDim.x * 32 + i] = dev::cluster_map(dynamic, next)[31 - threadIdx.x] + size;
+  out[gridDim.x * 32 + i] = dev::cluster_map(dynamic, next)[31 - threadIdx.x] + size + 16 * dev::clusters();
   dev::cluster_arrive();  // no block may end while another reads its memory
   dev::cluster_wait();
 #endif
@@ -334,6 +334,35 @@ CONFORMANCE_KERNEL(conform_bulk_copy) {
     dev::mbar_arrive(&empty[side]);
   }
   out[t] = sum;
+#endif
+}
+
+// Each thread of a block tells one value to the same thread of all blocks, in every round another; two places in turns.
+CONFORMANCE_KERNEL(conform_store_to_block) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  constexpr unsigned kRounds = 5, kThreads = 32;
+  SHARED(uint4, told, [2][4 * kThreads]);  // [place][block, thread]
+  SHARED(uint64_t, all, [2]);
+  const unsigned t = threadIdx.x, size = dev::cluster_size(), rank = dev::cluster_rank();
+  if (t == 0) {
+    for (int place = 0; place < 2; place++) dev::mbar_init(&all[place], 1);
+    dev::mbar_init_fence();
+  }
+  dev::cluster_sync();
+  uint32_t sum = 0;
+  for (unsigned round = 0; round < kRounds; round++) {
+    const unsigned place = round % 2;
+    if (t == 0) dev::mbar_arrive_expect_tx(&all[place], size * kThreads * 16);
+    const uint32_t word = in[blockIdx.x * kThreads + t] * (round + 1);
+    for (unsigned to = 0; to < size; to++)
+      dev::store_to_block(&told[place][rank * kThreads + t], make_uint4(word, to, round, ~word), &all[place], to);
+    dev::mbar_wait(&all[place], round / 2 % 2);
+    for (unsigned from = 0; from < size; from++) {
+      const uint4 got = told[place][from * kThreads + (t + round) % kThreads];
+      sum = sum * 31 + (got.y == rank && got.z == round && got.w == ~got.x ? got.x : 0);
+    }
+  }
+  out[blockIdx.x * kThreads + t] = sum;
 #endif
 }
 
@@ -394,5 +423,6 @@ EXPORT_KERNEL(conform_mma_f16)
 EXPORT_KERNEL(conform_mma_bf16)
 EXPORT_KERNEL(conform_tile_product)
 EXPORT_KERNEL(conform_cluster)
+EXPORT_KERNEL(conform_store_to_block)
 EXPORT_KERNEL(conform_bulk_copy)
 EXPORT_KERNEL(conform_bulk_copy_to_blocks)

@@ -1,4 +1,4 @@
-//! Gradients by clusters of blocks, each with its part of a row in shared memory, against f64; and when they are chosen.
+//! Gradients by clusters of blocks, each thread with its part of a row in registers, against f64; and when they are chosen.
 
 use ebm_dpg::backend::Memory;
 use ebm_dpg::backend::gpu::{Argument, Gpu, Grid, Kernel, Launcher, Limits};
@@ -17,6 +17,7 @@ on_every_backend!(
     rows_of_weight_0_are_not_read,
     rows_at_fault_are_nan_and_the_first_is_named,
     more_rows_than_clusters,
+    narrowed_gradients_are_the_wide_ones_rounded,
     no_rows,
 );
 
@@ -65,13 +66,28 @@ impl<T: Logit> Case<T> {
 
     /// By `clusters` clusters of `size` blocks of 64 threads.
     fn run<L: Launcher>(&self, gpu: &Gpu<L>, clusters: usize, size: usize) -> Found<T> {
+        self.run_to::<L, T>(gpu, T::pick(KERNELS), None, clusters, size)
+    }
+
+    /// The same, to memory of its own: `out` at first.
+    fn run_to<L: Launcher, U: Logit>(
+        &self,
+        gpu: &Gpu<L>,
+        kernel: Kernel,
+        out: Option<&[U]>,
+        clusters: usize,
+        size: usize,
+    ) -> Found<U> {
         let (logits, tokens, weights) =
             (upload(gpu, &self.logits), upload(gpu, &self.tokens), upload(gpu, &self.weights));
         let log_probs = upload(gpu, &vec![7.0_f32; self.weights.len()]);
+        let out = out.map(|out| upload(gpu, out));
         let (status, mask) = (upload(gpu, &[u64::MAX]), self.mask.as_ref().map(|mask| upload(gpu, mask)));
-        let room = (self.vocab * size_of::<T>()).div_ceil(16).div_ceil(size);
+        let packs = (self.vocab * size_of::<T>() / 16).div_ceil(64 * size);
+        let stages = 4 / size_of::<T>();
         let arguments = [
             Argument::from(&logits),
+            out.as_ref().map_or(Argument::from(&logits), Argument::from),
             Argument::from(&tokens),
             Argument::from(&weights),
             Argument::U64(self.weights.len() as u64),
@@ -79,14 +95,19 @@ impl<T: Logit> Case<T> {
             Argument::U64(self.stride as u64),
             Argument::F32(self.scale),
             mask.as_ref().map_or(Argument::Pointer(0), Argument::from),
-            Argument::U32(room as u32),
+            Argument::U32(packs as u32),
             Argument::from(&log_probs),
             Argument::from(&status),
         ];
-        let grid = Grid::new((clusters * size) as u32, 64).clusters(size as u32).shared(room * 16);
+        let grid =
+            Grid::new((clusters * size) as u32, 64).clusters(size as u32).shared(stages * packs * 64 * 16 + size * 64);
         // SAFETY: the kernel's arguments, over buffers of these shapes that outlive the launch.
-        unsafe { gpu.launcher().launch(T::pick(KERNELS), grid, &arguments) }.unwrap();
-        (download(gpu, &logits), download(gpu, &log_probs), download(gpu, &status)[0])
+        unsafe { gpu.launcher().launch(kernel, grid, &arguments) }.unwrap();
+        let made = match &out {
+            Some(out) => download(gpu, out),
+            None => download(gpu, &logits).iter().map(|x| U::from_f32(x.to_f32())).collect(),
+        };
+        (made, download(gpu, &log_probs), download(gpu, &status)[0])
     }
 
     /// One row after the other is as it is in f64, and the gaps are as they were.
@@ -273,6 +294,28 @@ mod cases {
         case.expect(&case.run(gpu, 1, 2));
     }
 
+    pub fn narrowed_gradients_are_the_wide_ones_rounded<L: Launcher>(gpu: &Gpu<L>) {
+        fn check<L: Launcher, U: Logit>(gpu: &Gpu<L>, kernel: Kernel) {
+            for (vocab, stride, size) in [(3, 3, 2), (601, 603, 2), (1504, 1504, 3), (2051, 2053, 8)] {
+                let mut case = Case::<f32>::new(vocab, stride, &[1.0, 0.0, -2.5, 40.0, 1e-3, f32::NAN]);
+                case.tokens[4] = vocab as u32;
+                let want = case.run(gpu, 2, size);
+                let gaps = vec![U::from_f32(f32::NAN); case.logits.len()];
+                let got = case.run_to(gpu, kernel, Some(&gaps), 3, size);
+                assert_eq!((bits(&got.1), got.2), (bits(&want.1), want.2));
+                let same = |(got, want): (&U, &f32)| {
+                    let want = U::from_f32(*want).to_f32();
+                    got.to_f32() == want || (got.to_f32().is_nan() && want.is_nan())
+                };
+                assert!(got.0.iter().zip(&want.0).all(same), "V = {vocab}");
+            }
+        }
+        if has_clusters(gpu) {
+            check::<L, f16>(gpu, Kernel::GradientClusterF32F16);
+            check::<L, bf16>(gpu, Kernel::GradientClusterF32Bf16);
+        }
+    }
+
     pub fn no_rows<L: Launcher>(gpu: &Gpu<L>) {
         if has_clusters(gpu) {
             let (logits, log_probs, status) = Case::<f32>::new(40, 40, &[]).run(gpu, 1, 4);
@@ -281,9 +324,8 @@ mod cases {
     }
 }
 
-/// A device whose blocks hold little of a row.
-fn small(schedule: Schedule, capability: u32) -> Emulated {
-    let limits = Limits::new(6272, 4, capability);
+fn device(schedule: Schedule, capability: u32, shared_bytes: usize) -> Emulated {
+    let limits = Limits::new(shared_bytes, 4, capability);
     Gpu::new(Emulator::new(schedule).expect("opened").limited(limits)).expect("a backend")
 }
 
@@ -304,23 +346,23 @@ fn gradient_of<T: Logit>(gpu: &Emulated, case: &Case<T>) -> Found<T> {
 fn the_device_and_the_row_choose_the_kernel() {
     let weights = [1.0, -2.0, 0.5];
     for schedule in Schedule::all() {
-        let (old, new) = (small(schedule, 80), small(schedule, 90));
+        let (old, new) = (device(schedule, 80, 227 << 10), device(schedule, 90, 227 << 10));
+        let narrow = device(schedule, 90, 6 << 10); // in shared memory
         let launched = |gpu: &Emulated| gpu.launcher().take_launches();
-        let case = Case::<f32>::new(1501, 1503, &weights);
-        case.expect(&gradient_of(&new, &case));
-        case.expect(&gradient_of(&old, &case));
-        assert_eq!(launched(&new), [Kernel::GradientClusterF32]);
-        assert_eq!(launched(&old), [Kernel::GradientBlockF32]);
-
-        let case = Case::<bf16>::new(1501, 1503, &weights[..1]);
-        case.expect(&gradient_of(&new, &case));
-        assert_eq!(launched(&new), [Kernel::GradientClusterBf16]);
-
-        // A block holds the row; no cluster does; a warp is enough.
-        for (vocab, kernel) in
-            [(1025, Kernel::GradientBlockF16), (30_001, Kernel::GradientBlockF16), (1024, Kernel::GradientWarpF16)]
+        let case = Case::<f32>::new(2501, 2503, &weights);
+        for (gpu, kernel) in
+            [(&new, Kernel::GradientClusterF32), (&old, Kernel::GradientBlockF32), (&narrow, Kernel::GradientBlockF32)]
         {
-            let case = Case::<f16>::new(vocab, vocab, &weights[..2]);
+            case.expect(&gradient_of(gpu, &case));
+            assert_eq!(launched(gpu), [kernel]);
+        }
+        // Blocks of a warp or of more; a warp is enough.
+        for (vocab, kernel) in [
+            (1025, Kernel::GradientClusterBf16),
+            (20_011, Kernel::GradientClusterBf16),
+            (1024, Kernel::GradientWarpBf16),
+        ] {
+            let case = Case::<bf16>::new(vocab, vocab, &weights[..2]);
             case.expect(&gradient_of(&new, &case));
             assert_eq!(launched(&new), [kernel], "V = {vocab}");
         }
@@ -329,7 +371,7 @@ fn the_device_and_the_row_choose_the_kernel() {
 
 #[test]
 fn a_row_has_the_same_bits_in_every_batch() {
-    let gpu = small(Schedule::Random(3), 90);
+    let gpu = device(Schedule::Random(3), 90, 227 << 10);
     let case = Case::<f32>::new(1504, 1504, &[1.0, -2.0, 0.5]);
     let together = gradient_of(&gpu, &case);
     let mut alone = case.clone();

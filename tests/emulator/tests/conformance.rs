@@ -54,6 +54,7 @@ on_every_backend!(
     mma_bf16,
     tile_product,
     cluster,
+    store_to_block,
     bulk_copy,
     bulk_copy_to_blocks,
 );
@@ -72,7 +73,7 @@ type Run<'a> = &'a dyn Fn(&str, Grid, &[u32], usize) -> Vec<u32>;
 /// Whether a device of this compute capability has what the kernel is of.
 fn has(capability: u32, name: &str) -> bool {
     match name {
-        "conform_cluster" | "conform_bulk_copy" => capability >= 90,
+        "conform_cluster" | "conform_store_to_block" | "conform_bulk_copy" => capability >= 90,
         "conform_bulk_copy_to_blocks" => (90..100).contains(&capability),
         _ => true,
     }
@@ -395,7 +396,21 @@ mod cases {
             let next = |i: usize| v[(i / 32 / size * size + (i / 32 + 1) % size) * 32 + 31 - i % 32];
             let got = run("conform_cluster", shape, &v, 512);
             if !got.is_empty() {
-                expect_rows(&got, &[&next, &|i| next(i) * 3 + size as u32]);
+                expect_rows(&got, &[&next, &|i| next(i) * 3 + (size + 16 * (8 / size)) as u32]);
+            }
+        }
+    }
+
+    pub fn store_to_block(run: Run) {
+        for size in [1, 2, 4] {
+            let v = numbers(4 * 32);
+            let got = run("conform_store_to_block", Grid::new(4, 32).clusters(size as u32), &v, 4 * 32);
+            let told = |i: usize, round: usize, from: usize| {
+                v[(i / 32 / size * size + from) * 32 + (i % 32 + round) % 32].wrapping_mul(round as u32 + 1)
+            };
+            let all = |i: usize| (0..5).flat_map(move |round| (0..size).map(move |from| told(i, round, from)));
+            if !got.is_empty() {
+                expect_rows(&got, &[&|i| all(i).fold(0u32, |sum, x| sum.wrapping_mul(31).wrapping_add(x))]);
             }
         }
     }

@@ -281,6 +281,6 @@ mod tests {
         assert_eq!(slots(size, space, 1), SLOTS);
         assert_eq!(slots(size, space, 2048), 2048);
         assert_eq!(slots(size, space, 1 << 30) % SLOTS, 0);
-        assert!(slots(size, space, 1 << 30) < 8192);
+        assert!(slots(size, space, 1 << 30) < 16_384);
     }
 }
