@@ -2,11 +2,6 @@
 // the host's C++ compiler the emulation in tests/emulator/host. A new wrapper needs its twin in host/ptx.h and a case in
 // tests/emulator/kernels/conformance.cu.
 #pragma once
-// Copies to several blocks at once: of all architectures those of compute capability 9.x, as later ones want code made for
-// them alone to be fast at it.
-#if !defined(__CUDA_ARCH__) || (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1000)
-#define HAS_COPIES_TO_BLOCKS
-#endif
 // Clusters of blocks, and what else is of sm_90 and later.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 #define HAS_CLUSTERS
@@ -139,20 +134,9 @@ DEV_FN void mbar_wait(uint64_t* bar, unsigned parity) {
                ::"r"(smem(bar)), "r"(parity)
                : "memory");
 }
-// Arrives at the same mbarrier of block `rank` of the cluster, behind all that this thread has read and written.
-DEV_FN void mbar_arrive_at(uint64_t* bar, uint32_t rank) {
-  asm volatile("{\n.reg .b32 at;\nmapa.shared::cluster.u32 at,%0,%1;\n"
-               "mbarrier.arrive.release.cluster.shared::cluster.b64 _,[at];\n}" ::"r"(smem(bar)), "r"(rank)
-               : "memory");
-}
-// As mbar_wait, where threads of other blocks have arrived.
-DEV_FN void mbar_wait_cluster(uint64_t* bar, unsigned parity) {
-  asm volatile("{\n.reg .pred p;\nW_%=:\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p,[%0],%1;\n@!p bra W_%=;\n}"
-               ::"r"(smem(bar)), "r"(parity)
-               : "memory");
-}
 // 16 bytes to the same place of block `rank`'s shared memory, asynchronously, counted at that block's own mbarrier. A count
-// may arrive before the block has said what it expects.
+// may arrive before the block has said what it expects. In launches by clusters of two blocks and more: on an H200 it ended one
+// without clusters as an illegal instruction.
 DEV_FN void store_to_block(uint4* to, uint4 value, uint64_t* bar, uint32_t rank) {
   asm volatile("{\n.reg .b32 to,bar;\nmapa.shared::cluster.u32 to,%0,%6;\nmapa.shared::cluster.u32 bar,%1,%6;\n"
                "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [to],{%2,%3,%4,%5},[bar];\n}"
@@ -165,15 +149,6 @@ DEV_FN void bulk_load(void* to, const void* from, unsigned bytes, uint64_t* bar)
                ::"r"(smem(to)), "l"(from), "r"(bytes), "r"(smem(bar))
                : "memory");
 }
-// The same bytes to the same place in each block of the cluster that has its bit in `blocks`, counted at that block's own
-// mbarrier. A count may arrive before the block has said what it expects.
-#ifdef HAS_COPIES_TO_BLOCKS
-DEV_FN void bulk_load_to_blocks(void* to, const void* from, unsigned bytes, uint64_t* bar, uint32_t blocks) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0],[%1],%2,[%3],%4;"
-               ::"r"(smem(to)), "l"(from), "r"(bytes), "r"(smem(bar)), "h"(uint16_t(blocks))
-               : "memory");
-}
-#endif
 #endif
 }  // namespace dev
 #else

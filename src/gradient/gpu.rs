@@ -39,11 +39,13 @@ impl Plan {
         if let Team::Part(_) = team {
             return Plan::Team(team, 0);
         }
-        if let Some(cluster) = Cluster::new(vocab, logit_bytes, limits).filter(|_| team == Team::Block) {
-            return Plan::Cluster(cluster);
+        let (packs, room) = ((vocab * logit_bytes).div_ceil(PACK), share(limits, 2) / PACK / team.per_block());
+        // Measured on an H200: 16-bit rows that a block keeps whole take it .86 ms where clusters take 1.03.
+        let kept = logit_bytes == 2 && packs <= room;
+        match Cluster::new(vocab, logit_bytes, limits) {
+            Some(cluster) if team == Team::Block && !kept => Plan::Cluster(cluster),
+            _ => Plan::Team(team, packs.min(room)),
         }
-        let packs = (vocab * logit_bytes).div_ceil(PACK);
-        Plan::Team(team, packs.min(share(limits, 2) / PACK / team.per_block()))
     }
 
     fn kernels(self) -> [Kernel; 3] {
@@ -291,11 +293,12 @@ mod tests {
 
     #[test]
     fn clusters_have_as_many_threads_as_a_row_needs() {
-        assert_eq!(cluster(1024, 2, H100), None);
-        assert_eq!(cluster(1025, 2, H100), Some((2, 32, 2)));
-        assert_eq!(cluster(10_240, 2, H100), Some((2, 64, 10)));
-        assert_eq!(cluster(10_248, 2, H100), Some((2, 128, 6)));
-        assert_eq!(cluster(32_000, 2, H100), Some((2, 256, 8)));
+        assert_eq!(cluster(1024, 4, H100), None);
+        assert_eq!(cluster(1025, 4, H100), Some((2, 32, 4)));
+        assert_eq!(cluster(4864, 4, H100), Some((2, 32, 19)));
+        assert_eq!(cluster(4868, 4, H100), Some((2, 64, 10)));
+        assert_eq!(cluster(50_257, 2, H100), None, "a block keeps it");
+        assert_eq!(cluster(64_000, 2, H100), Some((4, 256, 8)));
         assert_eq!(cluster(50_257, 4, H100), Some((3, 256, 17)));
         assert_eq!(cluster(128_256, 2, H100), Some((8, 256, 8)));
         assert_eq!(cluster(128_256, 4, H100), Some((8, 256, 16)));

@@ -126,13 +126,7 @@ inline void mbar_arrive(uint64_t* bar, emu::Site at = emu::Site::current()) { em
 inline void mbar_arrive_expect_tx(uint64_t* bar, unsigned bytes, emu::Site at = emu::Site::current()) {
   emu::mbarrier_arrive(bar, bytes, at);
 }
-inline void mbar_arrive_at(uint64_t* bar, uint32_t rank, emu::Site at = emu::Site::current()) {
-  emu::mbarrier_arrive(cluster_map(bar, rank, at), 0, at);
-}
 inline void mbar_wait(uint64_t* bar, unsigned parity, emu::Site at = emu::Site::current()) {
-  emu::mbarrier_wait(bar, parity, at);
-}
-inline void mbar_wait_cluster(uint64_t* bar, unsigned parity, emu::Site at = emu::Site::current()) {
   emu::mbarrier_wait(bar, parity, at);
 }
 inline void store_to_block(uint4* to, uint4 value, uint64_t* bar, uint32_t rank, emu::Site at = emu::Site::current()) {
@@ -141,10 +135,5 @@ inline void store_to_block(uint4* to, uint4 value, uint64_t* bar, uint32_t rank,
 }
 inline void bulk_load(void* to, const void* from, unsigned bytes, uint64_t* bar, emu::Site at = emu::Site::current()) {
   emu::bulk_copy(to, from, bytes, bar, at);
-}
-inline void bulk_load_to_blocks(void* to, const void* from, unsigned bytes, uint64_t* bar, uint32_t blocks,
-                                emu::Site at = emu::Site::current()) {
-  for (uint32_t rank = 0; blocks >> rank; rank++)
-    if (blocks >> rank & 1) emu::bulk_copy(cluster_map(to, rank, at), from, bytes, cluster_map(bar, rank, at), at);
 }
 }  // namespace dev

@@ -290,7 +290,7 @@ CONFORMANCE_KERNEL(conform_tile_product) {
 // ---- Clusters, mbarriers and bulk copies: compute capability 9.0
 // Each block reads the static and the dynamic shared memory of the next block of its cluster.
 CONFORMANCE_KERNEL(conform_cluster) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#ifdef HAS_CLUSTERS
   SHARED(uint32_t, fixed, [32]);
   SHARED_DYN(uint32_t, dynamic);
   const unsigned i = blockIdx.x * 32 + threadIdx.x, size = dev::cluster_size();
@@ -307,7 +307,7 @@ CONFORMANCE_KERNEL(conform_cluster) {
 
 // Stages of 64 words through two buffers: one thread fetches, all add, and an mbarrier each way says when.
 CONFORMANCE_KERNEL(conform_bulk_copy) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#ifdef HAS_CLUSTERS
   constexpr int kStages = 5, kWords = 64;
   SHARED_DYN(uint32_t, buffer);  // [2][kWords]
   SHARED(uint64_t, full, [2]);
@@ -339,7 +339,7 @@ CONFORMANCE_KERNEL(conform_bulk_copy) {
 
 // Each thread of a block tells one value to the same thread of all blocks, in every round another; two places in turns.
 CONFORMANCE_KERNEL(conform_store_to_block) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#ifdef HAS_CLUSTERS
   constexpr unsigned kRounds = 5, kThreads = 32;
   SHARED(uint4, told, [2][4 * kThreads]);  // [place][block, thread]
   SHARED(uint64_t, all, [2]);
@@ -363,41 +363,6 @@ CONFORMANCE_KERNEL(conform_store_to_block) {
     }
   }
   out[blockIdx.x * kThreads + t] = sum;
-#endif
-}
-
-// Each block reads its share of a stage for the whole cluster, and asks for the next once all blocks have taken theirs.
-CONFORMANCE_KERNEL(conform_bulk_copy_to_blocks) {
-#ifdef HAS_COPIES_TO_BLOCKS
-  constexpr unsigned kStages = 5, kWords = 64;
-  SHARED_DYN(uint32_t, buffer);  // [2][kWords]
-  SHARED(uint64_t, full, [2]);
-  SHARED(uint64_t, empty, [2]);
-  const unsigned t = threadIdx.x, size = dev::cluster_size(), rank = dev::cluster_rank(), share = kWords / size;
-  if (t == 0) {
-    for (int side = 0; side < 2; side++) {
-      dev::mbar_init(&full[side], 1);
-      dev::mbar_init(&empty[side], kWords * size);
-    }
-    dev::mbar_init_fence();
-  }
-  dev::cluster_sync();
-  const uint32_t* from = in + blockIdx.x / size * kStages * kWords;
-  uint32_t sum = 0;
-  for (unsigned stage = 0; stage < kStages; stage++) {
-    const unsigned side = stage % 2, round = stage / 2;
-    if (t == 0) {
-      dev::mbar_wait_cluster(&empty[side], (round + 1) & 1);  // at once in round 0
-      dev::mbar_arrive_expect_tx(&full[side], kWords * 4);
-      dev::bulk_load_to_blocks(buffer + side * kWords + rank * share, from + stage * kWords + rank * share, share * 4,
-                               &full[side], (1u << size) - 1);
-    }
-    dev::mbar_wait(&full[side], round & 1);
-    sum += buffer[side * kWords + (t + stage) % kWords] * (stage + 1);
-    for (unsigned other = 0; other < size; other++) dev::mbar_arrive_at(&empty[side], other);
-  }
-  out[blockIdx.x * kWords + t] = sum + rank;
-  dev::cluster_sync();  // no block may end while another arrives at its barriers
 #endif
 }
 
@@ -425,4 +390,3 @@ EXPORT_KERNEL(conform_tile_product)
 EXPORT_KERNEL(conform_cluster)
 EXPORT_KERNEL(conform_store_to_block)
 EXPORT_KERNEL(conform_bulk_copy)
-EXPORT_KERNEL(conform_bulk_copy_to_blocks)

@@ -356,12 +356,10 @@ fn the_device_and_the_row_choose_the_kernel() {
             case.expect(&gradient_of(gpu, &case));
             assert_eq!(launched(gpu), [kernel]);
         }
-        // Blocks of a warp or of more; a warp is enough.
-        for (vocab, kernel) in [
-            (1025, Kernel::GradientClusterBf16),
-            (20_011, Kernel::GradientClusterBf16),
-            (1024, Kernel::GradientWarpBf16),
-        ] {
+        // More than a block keeps; what it keeps; what a warp does.
+        for (vocab, kernel) in
+            [(60_011, Kernel::GradientClusterBf16), (1025, Kernel::GradientBlockBf16), (1024, Kernel::GradientWarpBf16)]
+        {
             let case = Case::<bf16>::new(vocab, vocab, &weights[..2]);
             case.expect(&gradient_of(&new, &case));
             assert_eq!(launched(&new), [kernel], "V = {vocab}");

@@ -56,7 +56,6 @@ on_every_backend!(
     cluster,
     store_to_block,
     bulk_copy,
-    bulk_copy_to_blocks,
 );
 
 #[cfg(feature = "cuda")]
@@ -74,7 +73,6 @@ type Run<'a> = &'a dyn Fn(&str, Grid, &[u32], usize) -> Vec<u32>;
 fn has(capability: u32, name: &str) -> bool {
     match name {
         "conform_cluster" | "conform_store_to_block" | "conform_bulk_copy" => capability >= 90,
-        "conform_bulk_copy_to_blocks" => (90..100).contains(&capability),
         _ => true,
     }
 }
@@ -402,7 +400,7 @@ mod cases {
     }
 
     pub fn store_to_block(run: Run) {
-        for size in [1, 2, 4] {
+        for size in [2, 4] {
             let v = numbers(4 * 32);
             let got = run("conform_store_to_block", Grid::new(4, 32).clusters(size as u32), &v, 4 * 32);
             let told = |i: usize, round: usize, from: usize| {
@@ -420,18 +418,6 @@ mod cases {
         let got = run("conform_bulk_copy", Grid::new(1, 64).shared(512), &v, 64);
         if !got.is_empty() {
             expect_rows(&got, &[&|t| (0..5).map(|s| v[s * 64 + (t + s) % 64] * (s as u32 + 1)).sum()]);
-        }
-    }
-
-    pub fn bulk_copy_to_blocks(run: Run) {
-        for size in [1, 2, 4] {
-            let v = numbers(5 * 64 * 4 / size);
-            let grid = Grid::new(4, 64).shared(512).clusters(size as u32);
-            let got = run("conform_bulk_copy_to_blocks", grid, &v, 4 * 64);
-            let taken = |i: usize, s: usize| v[i / 64 / size * 320 + s * 64 + (i % 64 + s) % 64] * (s as u32 + 1);
-            if !got.is_empty() {
-                expect_rows(&got, &[&|i| (0..5).map(|s| taken(i, s)).sum::<u32>() + (i / 64 % size) as u32]);
-            }
         }
     }
 }

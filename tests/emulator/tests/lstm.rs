@@ -133,6 +133,31 @@ fn guide(space: Space) -> Guide {
 }
 
 /// Shared memory that holds the states of one tile, but not its cells.
+/// One tile of rows a block, two for two blocks, two and four a block: as many rows as make each of them the choice.
+#[test]
+fn a_sequence_has_the_same_bits_in_every_batch() {
+    use ebm_dpg::backend::gpu::Kernel::*;
+    let space = Space::new(3, 5).unwrap();
+    // Twenty groups of units: two for each of eight warps, and four left over.
+    let (lstm, all) = (lstm(space, 2, 150), sequences(space, 70));
+    for schedule in Schedule::all() {
+        let score = |rows: usize| {
+            let emulator = Emulator::new(schedule).unwrap().limited(Limits::new(227 << 10, 4, 90));
+            let gpu = Gpu::new(emulator.clone()).unwrap();
+            let mut lstm = lstm.to_gpu(&gpu).unwrap();
+            let batch = upload(&gpu, space, &all[..rows]);
+            emulator.take_launches();
+            let log_probs = score(&gpu, &mut lstm, &batch);
+            (support::bits64(&log_probs[..5]), emulator.take_launches()[0])
+        };
+        let alone = score(16);
+        assert_eq!(alone.1, LstmForwardSplit1);
+        for (rows, kernel) in [(20, LstmForwardPairSplit), (40, LstmForwardSplit2), (70, LstmForwardSplit4)] {
+            assert_eq!(score(rows), (alone.0.clone(), kernel), "{rows} rows, {schedule:?}");
+        }
+    }
+}
+
 #[test]
 fn cells_beyond_shared_memory() {
     let small = Emulator::new(Schedule::Random(3)).unwrap().limited(Limits::new(13_000, 1, 80));
