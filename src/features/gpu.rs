@@ -130,11 +130,20 @@ struct Plan {
 }
 
 impl Plan {
-    /// The class map in shared memory where half of the warps still fit beside it; else the table without it, where one warp
-    /// does; else nothing. Half of what a block may have, so that two fit a multiprocessor.
+    /// Two blocks to a multiprocessor, or one where that is more warps, as a table takes its room once only then.
     fn new(hot_words: [usize; 2], state_words: usize, rows: usize, limits: Limits) -> Self {
+        let of = |resident: usize| Plan::within(limits.shared_bytes / resident, hot_words, state_words, rows, limits);
+        let ([two, one], warps) = ([of(2), of(1)], |plan: &Plan| plan.grid.threads / 32);
+        // Four warps that look up shared memory do as much as a full multiprocessor that waits for the second-level cache.
+        let least = if two.kernel == Kernel::FeaturesGlobal { 3 } else { 2 * warps(&two) };
+        let alone = one.kernel != Kernel::FeaturesGlobal && warps(&one) > least;
+        if alone { one } else { two }
+    }
+
+    /// Of `room` bytes, the class map in shared memory where half of the warps still fit beside it; else the table without
+    /// it, where one warp does; else nothing.
+    fn within(room: usize, hot_words: [usize; 2], state_words: usize, rows: usize, limits: Limits) -> Self {
         let per_warp = TILES + 128 * state_words;
-        let room = limits.shared_bytes / 2;
         let bytes_of = |words: usize| words.next_multiple_of(4) * 4;
         let [mapped, whole] = hot_words;
         let warps_beside = |words: usize| (room.saturating_sub(bytes_of(words)) / per_warp).min(WARPS);
@@ -175,7 +184,15 @@ mod tests {
         assert_eq!((middling.kernel, middling.grid.threads), (Kernel::FeaturesShared, 7 * 32));
         let large = plan([500, 50_500], 8);
         assert_eq!((large.kernel, large.shared_words, large.grid.threads), (Kernel::FeaturesMapped, 500, 352));
-        assert_eq!(plan([50_000, 50_030], 8).kernel, Kernel::FeaturesGlobal);
+        let table = plan([20_000, 20_030], 8);
+        assert_eq!(
+            (table.kernel, table.grid.threads),
+            (Kernel::FeaturesShared, 352),
+            "one block has more warps than two"
+        );
+        assert_eq!(table.grid.blocks, [132, 1]);
+        assert_eq!(plan([40_000, 40_030], 8).kernel, Kernel::FeaturesShared);
+        assert_eq!(plan([50_000, 50_030], 8).kernel, Kernel::FeaturesGlobal, "three warps are too few");
     }
 
     #[test]
