@@ -123,7 +123,7 @@
 //! ```
 //!
 //! On a GPU the same seed draws the same sequences, but where rounding decides. A [`Markov`](models::Markov)
-//! base and [`Logits`](models::Logits) are on the CPU alone. No GPU has been measured yet; every kernel is executed by an
+//! base and [`Logits`](models::Logits) are on the CPU alone. Every kernel is executed by an
 //! emulator in the tests.
 #![deny(missing_docs)]
 
