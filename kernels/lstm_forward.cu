@@ -102,7 +102,7 @@ template <int TILES, int BLOCKS, bool SPLIT, bool KEEP, int AHEAD> struct Forwar
   float* cells;    // [layers][groups][TILES][32 lanes][4]
 
   __device__ __forceinline__ Forward(const LstmForward& a, unsigned char* shared)
-      : a(a), block(rank_of_block()), warp(threadIdx.x / 32), warps(blockDim.x / 32), stride(a.size.units + 8),
+      : a(a), block(BLOCKS == 2 ? dev::cluster_rank() : 0), warp(threadIdx.x / 32), warps(blockDim.x / 32), stride(a.size.units + 8),
         plane_len(kRows * stride), logit_stride(a.size.outputs + 1), jobs(block, BLOCKS),
         rows(*reinterpret_cast<Rows*>(shared)), weights(ForwardWalk<kShares>(a, jobs)), spare(a.size.layers) {
     const uint64_t cell_len = uint64_t(a.size.layers) * kRows * a.size.units;
@@ -111,25 +111,10 @@ template <int TILES, int BLOCKS, bool SPLIT, bool KEEP, int AHEAD> struct Forwar
     cells = a.cell_in_shared ? rest : a.cell_scratch + blockIdx.x * cell_len;
   }
 
-  static __device__ __forceinline__ uint32_t rank_of_block() {
-#ifdef HAS_CLUSTERS
-    if (BLOCKS == 2) return dev::cluster_rank();
-#endif
-    return 0;
-  }
-  // All threads that share rows.
-  static __device__ __forceinline__ void synchronize() {
-#ifdef HAS_CLUSTERS
-    if (BLOCKS == 2) return dev::cluster_sync();
-#endif
-    __syncthreads();
-  }
   // Writes here and to the same place of the other block.
   template <typename T> __device__ __forceinline__ void put(T* to, T value) const {
     *to = value;
-#ifdef HAS_CLUSTERS
     if (BLOCKS == 2) *dev::cluster_map(to, block ^ 1) = value;
-#endif
   }
 
   __device__ __forceinline__ uint32_t buffers() const { return a.size.layers + (KEEP && a.dropout.limit ? 3 : 1); }
@@ -158,7 +143,7 @@ template <int TILES, int BLOCKS, bool SPLIT, bool KEEP, int AHEAD> struct Forwar
       reinterpret_cast<uint32_t*>(plane(0))[i] = 0;
     for (uint32_t i = threadIdx.x; i < a.size.layers * kRows * a.size.units; i += blockDim.x) cells[i] = 0;
     for (uint32_t local = threadIdx.x; local < kRows; local += blockDim.x) begin_row(local);
-    synchronize();
+    if (BLOCKS == 2) dev::cluster_sync(); else __syncthreads();
     if (KEEP && threadIdx.x < kOwnTiles) {
       const uint32_t first = own(0) + threadIdx.x * 16;
       uint32_t longest = 0;
@@ -537,14 +522,14 @@ template <int TILES, int BLOCKS, bool SPLIT, bool KEEP, int AHEAD> struct Forwar
     for (uint32_t layer = 0; layer < a.size.layers; layer++) {
       const uint32_t before = (spare + 1) % (a.size.layers + 1);
       advance(layer, t, below, plane(before), plane(spare));
-      synchronize();
+      if (BLOCKS == 2) dev::cluster_sync(); else __syncthreads();
       below = KEEP && a.dropout.limit ? dropped_plane(layer) : plane(spare);
       spare = before;
     }
     head(below);
     __syncthreads();
     for (uint32_t n = threadIdx.x / kLanes; n < kOwnRows; n += blockDim.x / kLanes) token_step(own(n), t);
-    synchronize();
+    if (BLOCKS == 2) dev::cluster_sync(); else __syncthreads();
     return threadIdx.x < kRows && rows.alive[threadIdx.x];
   }
 
