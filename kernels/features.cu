@@ -39,8 +39,9 @@ DEV_FN void features_of(const uint32_t* words, uint32_t shared_words, uint32_t v
     rows_of_warp(table, fused, batch, first, outputs, tiles, states + lane);
 }
 
+// Two blocks to a multiprocessor, but where ptxas finds a register too few for that.
 #define FEATURES_KERNEL(name, place, token)                                                                             \
-  extern "C" __global__ void __launch_bounds__(352, 2)                                                                  \
+  extern "C" __global__ void __launch_bounds__(352, place == kGlobal ? 1 : 2)                                             \
   name(const uint32_t* words, uint32_t shared_words, uint32_t vocab, const token* tokens, const uint32_t* lengths,      \
        uint64_t rows, uint32_t longest, uint32_t eos, uint32_t features, uint32_t states_per_row, const float* custom,  \
        uint32_t customs, uint32_t* spare, float* phi, unsigned long long* status) {                                     \

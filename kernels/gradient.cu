@@ -511,8 +511,14 @@ CLUSTER_GRADIENT(bf16, __nv_bfloat16, __nv_bfloat16)
 CLUSTER_GRADIENT(f32_f16, float, __half)
 CLUSTER_GRADIENT(f32_bf16, float, __nv_bfloat16)
 
+// Elsewhere than on sm_80 and sm_90 ptxas finds a register too few for three.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#define RESIDENT_PARTS 2
+#else
+#define RESIDENT_PARTS 3
+#endif
 #define GRADIENT_OF_PARTS(name, T)                                                                                     \
-  ROWS_KERNEL(name, T, 256, 3) {                                                                                       \
+  ROWS_KERNEL(name, T, 256, RESIDENT_PARTS) {                                                                                       \
     with_part_of_row<T>(vocab, [&](auto held) {                                                                        \
       gradients_of_parts(held, logits, tokens, weights, rows, stride, Softmax{vocab, scale, mask}, log_probs, status); \
     });                                                                                                                \

@@ -301,9 +301,9 @@ template <int TILES, int BLOCKS, bool SPLIT, bool KEEP, int AHEAD> struct Forwar
                                           __half* after) {
     const uint32_t whole = jobs.whole(a.size), count = jobs.count(a.size);
     for (uint32_t n = 0; n < whole; n++) advance_tiles<TILES>(layer, t, below, before, after, jobs.group(a.size, n), 0);
-    if (kShares == 1) return;
-    for (uint32_t n = whole; n < count; n++)
-      advance_tiles<1>(layer, t, below, before, after, jobs.group(a.size, n), jobs.part(a.size, n));
+    if constexpr (kShares > 1)
+      for (uint32_t n = whole; n < count; n++)
+        advance_tiles<1>(layer, t, below, before, after, jobs.group(a.size, n), jobs.part(a.size, n));
   }
 
   // N tiles of one group, from the first on.
