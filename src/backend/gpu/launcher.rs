@@ -143,11 +143,6 @@ impl Limits {
     pub fn has_clusters(self) -> bool {
         self.capability >= 90
     }
-
-    /// The same device as if it had none.
-    pub fn without_clusters(self) -> Self {
-        Limits { capability: self.capability.min(89), ..self }
-    }
 }
 
 /// The shape of a launch.
