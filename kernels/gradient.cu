@@ -137,6 +137,7 @@ DEV_FN void gradients_of_parts(Row held, T* logits, const uint32_t* tokens, cons
     if (part.lane == 0) log_probs[at] = gradient.log_prob;
   }
 }
+
 #ifdef HAS_CLUSTERS
 constexpr uint32_t kNoToken = ~0u;
 

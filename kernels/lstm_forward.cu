@@ -17,7 +17,7 @@
 #include "common/status.cuh"
 #include "common/stream.cuh"
 
-enum Mode : uint32_t { kSample = 0, kScore = 1, kTrain = 2 };
+enum Mode : uint32_t { kSample = 0, kScore = 1 };
 
 // Sequences are [rows, longest] with a stride of `longest`; the log-probs [rows].
 struct LstmForward {
@@ -102,9 +102,8 @@ template <int TILES, int BLOCKS, bool SPLIT, bool KEEP, int AHEAD> struct Forwar
   float* cells;    // [layers][groups][TILES][32 lanes][4]
 
   __device__ __forceinline__ Forward(const LstmForward& a, unsigned char* shared)
-      : a(a), block(BLOCKS == 2 ? dev::cluster_rank() : 0), warp(threadIdx.x / 32), warps(blockDim.x / 32), stride(a.size.units + 8),
-        plane_len(kRows * stride), logit_stride(a.size.outputs + 1), jobs(block, BLOCKS),
-        rows(*reinterpret_cast<Rows*>(shared)), weights(ForwardWalk<kShares>(a, jobs)), spare(a.size.layers) {
+      : a(a), block(BLOCKS == 2 ? dev::cluster_rank() : 0), warp(threadIdx.x / 32), warps(blockDim.x / 32),
+        stride(a.size.units + 8), plane_len(kRows * stride), logit_stride(a.size.outputs + 1), jobs(block, BLOCKS), rows(*reinterpret_cast<Rows*>(shared)), weights(ForwardWalk<kShares>(a, jobs)), spare(a.size.layers) {
     const uint64_t cell_len = uint64_t(a.size.layers) * kRows * a.size.units;
     // kRows * (O + 1) floats: a multiple of 16 bytes as kRows is one of 16.
     float* rest = apart() + (logits_fit_a_plane() ? 0 : kRows * logit_stride);

@@ -2,8 +2,9 @@
 //
 // Every block of parameters is out[k, n] = sum over (step, slot) of left[k] * right[n], where right holds gate gradients
 // (or the head's residual) and left a state, a one-hot input token, or 1 (a bias). A slab is 16 slots at one step: the
-// depth of one mma; a few are on their way while others are multiplied. A block of threads owns 128 x 128 outputs, a warp 32 x 64 of them, and one run of slabs; runs are fixed by the number of
-// slots, and their sums are folded in order, so that results do not depend on the machine.
+// depth of one mma; a few are on their way while others are multiplied. A block of threads owns 128 x 128 outputs, a warp
+// 32 x 64 of them, and one run of slabs; runs are fixed by the number of slots, and their sums are folded in order, so that
+// results do not depend on the machine.
 #include "common/lstm.cuh"
 #include "common/split.cuh"
 
@@ -13,7 +14,7 @@ enum Left : uint32_t { kState = 0, kOneHot = 1, kOnes = 2 };
 struct LstmWeightJob {
   const __nv_bfloat16* left;   // kState: [steps, capacity, 2 parts, rows]; else unused
   const __nv_bfloat16* right;  // [steps, capacity, 2 parts, columns]
-  uint64_t out;        // where [rows, columns] lies in a run's sums
+  uint64_t out;                // where [rows, columns] lies in a run's sums
   uint32_t kind, rows, columns, first_block;  // blocks before this job's
 };
 
@@ -38,9 +39,9 @@ struct Outer {
   const LstmWeights& a;
   LstmWeightJob job;
   uint32_t k0, n0;
-  __nv_bfloat16* slabs;      // [kStages][kTogether][kSlab]
-  uint32_t tile, t, steps;   // the slab that is asked for next, and the steps of its tile
-  uint32_t asked = 0, total; // slabs
+  __nv_bfloat16* slabs;       // [kStages][kTogether][kSlab]
+  uint32_t tile, t, steps;    // the slab that is asked for next, and the steps of its tile
+  uint32_t asked = 0, total;  // slabs
 
   __device__ __forceinline__ Outer(const LstmWeights& a, __nv_bfloat16* slabs) : a(a), slabs(slabs) {
     uint32_t number = 0;
@@ -87,11 +88,9 @@ struct Outer {
   }
   // The same of a row that is 1 at one place and 0 elsewhere.
   static __device__ __forceinline__ void indicate(__nv_bfloat16* to, uint32_t column, uint32_t hot) {
-    uint32_t two[4];
-#pragma unroll
-    for (uint32_t i = 0; i < 4; i++)
-      two[i] = column + 2 * i == hot ? Bfloats::bits(Bfloats::narrow(1)) : column + 2 * i + 1 == hot ? Bfloats::bits(Bfloats::narrow(1)) << 16 : 0;
-    *reinterpret_cast<uint4*>(to) = make_uint4(two[0], two[1], two[2], two[3]);
+    const uint32_t one = Bfloats::bits(Bfloats::narrow(1));
+    const auto two = [&](uint32_t first) { return (first == hot ? one : 0) | (first + 1 == hot ? one << 16 : 0); };
+    *reinterpret_cast<uint4*>(to) = make_uint4(two(column), two(column + 2), two(column + 4), two(column + 6));
     *reinterpret_cast<uint4*>(to + kOperand) = make_uint4(0, 0, 0, 0);
   }
 

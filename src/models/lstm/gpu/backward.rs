@@ -2,7 +2,7 @@
 //! (`kernels/lstm_backward.cu`, `kernels/lstm_weights.cu`).
 
 use super::GpuLstm;
-use super::forward::{Pass, TRAIN, grid};
+use super::forward::{Pass, SCORE, grid};
 use super::layout::{Dropout, Size, TILE};
 use super::weights::{Jobs, Kept, RUNS};
 use crate::backend::Memory;
@@ -168,7 +168,7 @@ impl<L: Launcher> GpuLstm<L> {
         slots: usize,
         log_probs: &GpuViewMut<'_, f64>,
     ) -> Result<()> {
-        let mut argument = self.forward_argument(TRAIN, batch.rows);
+        let mut argument = self.forward_argument(SCORE, batch.rows);
         let training = self.training.as_ref().expect("made by backpropagate");
         argument.capacity = training.capacity as u32;
         argument.first_slot = first_slot as u32;

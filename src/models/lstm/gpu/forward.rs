@@ -54,7 +54,6 @@ pub(super) struct Forward {
 
 pub(super) const SAMPLE: u32 = 0;
 pub(super) const SCORE: u32 = 1;
-pub(super) const TRAIN: u32 = 2;
 
 /// Which of the kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
