@@ -90,6 +90,8 @@ pub fn architectures(wanted: Option<&str>, known: &[u32]) -> Result<Vec<String>>
             ));
         }
     }
+    // Its kernels use what only the architecture's own instructions have.
+    chosen.iter_mut().filter(|architecture| *architecture == "90").for_each(|architecture| architecture.push('a'));
     chosen.sort_by_key(|architecture| number(architecture));
     chosen.dedup();
     Ok(chosen)

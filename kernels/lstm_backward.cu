@@ -40,7 +40,7 @@ struct BackwardWalk {
   const uint4* const& packed;  // references to the launch's argument, which takes no registers
   const LstmSize& size;
   WarpJobs<1> jobs;
-  __device__ __forceinline__ BackwardWalk(const LstmBackward& a) : packed(a.packed), size(a.size), jobs(0, 1) {}
+  __device__ __forceinline__ BackwardWalk(const LstmBackward& a) : packed(a.packed), size(a.size) {}
   __device__ __forceinline__ uint32_t runs() const { return jobs.count(size) * size.matrices(); }
   __device__ __forceinline__ uint32_t pieces() const { return size.gates() / 64; }
   __device__ __forceinline__ const uint4* run(uint32_t n) const {
@@ -209,34 +209,30 @@ template <int TILES> struct Backward {
       const float* cell = a.cell + ((step + layer) * capacity + slot(local)) * units + unit;
       const float2 before = *reinterpret_cast<const float2*>(cell);
       const float2 after = *reinterpret_cast<const float2*>(cell + capacity * units);
-      const float* activations = a.gates + kept(step, local) * a.size.gates() + unit;
-      float2 gate[4];
-#pragma unroll
-      for (int i = 0; i < 4; i++) gate[i] = *reinterpret_cast<const float2*>(activations + i * units);
-      float one[4] = {gate[0].x, gate[1].x, gate[2].x, gate[3].x}, two[4] = {gate[0].y, gate[1].y, gate[2].y, gate[3].y};
+      const float4* activations = reinterpret_cast<const float4*>(a.gates + kept(step, local) * a.size.gates()) + unit;
+      const float4 first = activations[0], second = activations[1];
+      float one[4] = {first.x, first.y, first.z, first.w}, two[4] = {second.x, second.y, second.z, second.w};
       differentiate_cell(one, dh[2 * half], dc[2 * half], before.x, after.x);
       differentiate_cell(two, dh[2 * half + 1], dc[2 * half + 1], before.y, after.y);
-#pragma unroll
-      for (int i = 0; i < 4; i++) set_gates(local, i * units + unit, one[i], two[i]);
+      set_gates(local, unit, one, two);
     }
     *own_cell = make_float4(dc[0], dc[1], dc[2], dc[3]);
   }
 
-  // Two neighbouring gate gradients as an operand.
-  __device__ __forceinline__ void set_gates(uint32_t local, uint32_t column, float one, float two) {
-    const Pair pair = split_pair<Bfloats>(one, two);
-    uint32_t* to = reinterpret_cast<uint32_t*>(gates + local * gate_stride + column);
-    to[0] = pair.hi;
-    to[kRows * gate_stride / 2] = pair.lo;
+  // The gate gradients of two neighbouring units as an operand.
+  __device__ __forceinline__ void set_gates(uint32_t local, uint32_t unit, const float (&one)[4], const float (&two)[4]) {
+    const Pair a = split_pair<Bfloats>(one[0], one[1]), b = split_pair<Bfloats>(one[2], one[3]);
+    const Pair c = split_pair<Bfloats>(two[0], two[1]), d = split_pair<Bfloats>(two[2], two[3]);
+    __nv_bfloat16* to = gates + local * gate_stride + unit * 4;
+    *reinterpret_cast<uint4*>(to) = make_uint4(a.hi, b.hi, c.hi, d.hi);
+    *reinterpret_cast<uint4*>(to + kRows * gate_stride) = make_uint4(a.lo, b.lo, c.lo, d.lo);
   }
 
   // A tile that had ended by this step: what the buffers hold there is of another time.
   __device__ __forceinline__ void no_gradient(uint32_t group, int tile) {
+    const float none[4] = {};
 #pragma unroll
-    for (int half = 0; half < 2; half++)
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-        set_gates(tile * 16 + half * 8 + at.g, i * a.size.units + group * 8 + at.q * 2, 0, 0);
+    for (int half = 0; half < 2; half++) set_gates(tile * 16 + half * 8 + at.g, group * 8 + at.q * 2, none, none);
   }
 
   // In: the activations i, f, g, o; out: the gradients of their pre-activations. dc becomes that of the step before.

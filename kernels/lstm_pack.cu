@@ -7,16 +7,17 @@ template <typename Kind> DEV_FN Pair column_pair(const float* from, uint64_t str
   return split_pair<Kind>(from[0], from[stride]);
 }
 
-// Forward gates: `at` counts [group][step][part][half][lane].
-DEV_FN uint4 forward_gates(const LstmSize& size, const float* matrix, uint64_t at) {
+// Forward gates: `at` counts [group][step][part][half][lane]. For products of warpgroups (rows of A) the two gates take turns,
+// for those of warps (columns of B) each gate's two words are neighbours.
+DEV_FN uint4 forward_gates(const LstmSize& size, const float* matrix, uint64_t at, bool for_warpgroups) {
   const uint32_t lane = at % 32, half = at / 32 % 2, part = at / 64 % 2;
   const uint32_t step = at / 128 % size.steps(), group = uint32_t(at / 128 / size.steps());
   const uint32_t unit = group * 8 + lane / 4, k = step * 16 + lane % 4 * 2;
   uint32_t words[4];
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    const uint32_t gate = half * 2 + i / 2, row = k + i % 2 * 8;
-    const Pair pair = column_pair<Halves>(matrix + uint64_t(row) * size.gates() + gate * size.units + unit, size.gates());
+    const uint32_t gate = half * 2 + (for_warpgroups ? i % 2 : i / 2), row = k + (for_warpgroups ? i / 2 : i % 2) * 8;
+    const Pair pair = column_pair<Halves>(matrix + uint64_t(row) * size.gates() + unit * 4 + gate, size.gates());
     words[i] = part ? pair.lo : pair.hi;
   }
   return make_uint4(words[0], words[1], words[2], words[3]);
@@ -28,11 +29,11 @@ template <typename Kind> DEV_FN uint4 both_parts(const float* from, uint64_t k_s
   return make_uint4(low.hi, high.hi, low.lo, high.lo);
 }
 
-DEV_FN uint4 pack_piece(const LstmSize& size, const float* parameters, uint64_t at) {
+DEV_FN uint4 pack_piece(const LstmSize& size, const float* parameters, uint64_t at, bool for_warpgroups) {
   const uint32_t lane = at % 32, k = lane % 4 * 2, n = lane / 4;
   if (at < size.packed_backward(0)) {
     const uint64_t len = size.packed_matrix_len();
-    return forward_gates(size, parameters + size.matrix(uint32_t(at / len)), at % len);
+    return forward_gates(size, parameters + size.matrix(uint32_t(at / len)), at % len, for_warpgroups);
   }
   if (at < size.packed_head()) {  // transposed: K runs over gate columns, N over the units fed back to
     const uint64_t len = size.packed_matrix_len(), in = at - size.packed_backward(0), steps = size.gates() / 16;
@@ -51,11 +52,12 @@ DEV_FN uint4 pack_piece(const LstmSize& size, const float* parameters, uint64_t 
 
 // packed[size.packed_len()] from parameters. Any grid.
 extern "C" __global__ void __launch_bounds__(256)
-lstm_pack(const float* parameters, uint4* packed, uint32_t layers, uint32_t units, uint32_t vocab, uint32_t outputs) {
+lstm_pack(const float* parameters, uint4* packed, uint32_t layers, uint32_t units, uint32_t vocab, uint32_t outputs,
+          uint32_t for_warpgroups) {
   const LstmSize size{layers, units, vocab, outputs};
   const uint64_t stride = uint64_t(gridDim.x) * blockDim.x;
   for (uint64_t at = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x; at < size.packed_len(); at += stride)
-    packed[at] = pack_piece(size, parameters, at);
+    packed[at] = pack_piece(size, parameters, at, for_warpgroups);
 }
 
 EXPORT_KERNEL(lstm_pack)

@@ -17,6 +17,7 @@ fn architectures_by_default_and_by_choice() {
     assert_eq!(known, [75, 80, 90, 100, 103, 110]);
     assert_eq!(build::architectures(None, &known).unwrap(), ["80", "90a", "110"]);
     assert_eq!(build::architectures(Some("90a, 80,80"), &known).unwrap(), ["80", "90a"]);
+    assert_eq!(build::architectures(Some("90"), &known).unwrap(), ["90a"]);
     for refused in ["70", "", "80,", "sm_80", "90b"] {
         let error = build::architectures(Some(refused), &known).unwrap_err();
         assert_eq!(error.lines().count(), 1, "{error}");

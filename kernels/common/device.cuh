@@ -6,6 +6,10 @@
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 #define HAS_CLUSTERS
 #endif
+// Products by warpgroups, of sm_90a alone.
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define HAS_WARPGROUPS
+#endif
 #if defined(__CUDACC__)
 #include <cstdint>
 #include <cuda_bf16.h>
@@ -147,6 +151,61 @@ DEV_FN void store_to_block(uint4* to, uint4 value, uint64_t* bar, uint32_t rank)
 DEV_FN void bulk_load(void* to, const void* from, unsigned bytes, uint64_t* bar) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0],[%1],%2,[%3];"
                ::"r"(smem(to)), "l"(from), "r"(bytes), "r"(smem(bar))
+               : "memory");
+}
+
+// Four consecutive warps' products, 64 rows of D += A B: each warp has 16 rows of A and D in registers, laid out as A and the
+// accumulators of mma.m16n8k16 are (D once for each 8 columns). They run by themselves until waited for: until then neither
+// A nor D may be touched, nor B in shared memory be overwritten.
+#ifdef HAS_WARPGROUPS
+// Before a warpgroup's first product, and after other instructions have touched A or D.
+DEV_FN void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+// Makes a group of the products so far.
+DEV_FN void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Waits for all but the N latest groups.
+template <int N> DEV_FN void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+// After the wait, before D is read: keeps the compiler from reading it earlier.
+template <int N> DEV_FN void wgmma_done(float (&d)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
+// B in shared memory, 16 values deep: pieces of 8 columns by 8 values, each 128 bytes, a column's values side by side. So many
+// bytes lie between the two pieces in depth, and between pieces of neighbouring columns. Adding 1 moves it by 16 bytes.
+DEV_FN uint64_t wgmma_operand(const void* first, uint32_t depth_stride, uint32_t column_stride) {
+  return (smem(first) >> 4 & 0x3FFF) | uint64_t(depth_stride >> 4) << 16 | uint64_t(column_stride >> 4) << 32;
+}
+#define DEV_OUT(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define DEV_A_B "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b)
+#define DEV_WGMMA(TYPE)                                                                                              \
+  DEV_FN void wgmma_##TYPE(float (&d)[8], uint4 a, uint64_t b) {                                                      \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32." #TYPE "." #TYPE                                        \
+                 "{%0,%1,%2,%3,%4,%5,%6,%7},{%8,%9,%10,%11},%12,1,1,1,0;"                                             \
+                 : DEV_OUT(0) : DEV_A_B);                                                                            \
+  }                                                                                                                  \
+  DEV_FN void wgmma_##TYPE(float (&d)[16], uint4 a, uint64_t b) {                                                     \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32." #TYPE "." #TYPE                                        \
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15},{%16,%17,%18,%19},%20,1,1,1,0;"              \
+                 : DEV_OUT(0), DEV_OUT(8) : DEV_A_B);                                                                \
+  }                                                                                                                  \
+  DEV_FN void wgmma_##TYPE(float (&d)[32], uint4 a, uint64_t b) {                                                     \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." #TYPE "." #TYPE                                        \
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                                            \
+                 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31},{%32,%33,%34,%35},%36,1,1,1,0;"     \
+                 : DEV_OUT(0), DEV_OUT(8), DEV_OUT(16), DEV_OUT(24) : DEV_A_B);                                      \
+  }
+DEV_WGMMA(f16)
+DEV_WGMMA(bf16)
+#undef DEV_WGMMA
+#undef DEV_A_B
+#undef DEV_OUT
+#endif
+
+// What this thread has written to shared memory may be read by products of warpgroups, once a barrier has followed.
+DEV_FN void fence_async() { asm volatile("fence.proxy.async;" ::: "memory"); }
+// Two 8x8 matrices of 16-bit values in the layout of an accumulator, transposed, to shared memory; lane i names column i % 8 of
+// matrix i / 8, aligned to 16 bytes, where the other lanes' words go too.
+DEV_FN void stmatrix_x2_trans(void* column, uint32_t first, uint32_t second) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0],{%1,%2};" ::"r"(smem(column)), "r"(first), "r"(second)
                : "memory");
 }
 #else

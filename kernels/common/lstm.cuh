@@ -1,8 +1,8 @@
 // lstm.cuh -- sizes and layouts that the LSTM's kernels share; src/models/lstm/gpu/layout.rs has the same.
 //
-// Parameters, float, in this order (U units padded to 16, O outputs padded to 16, gates in the order i, f, g, o):
-//   layer 0    table [V, 4, U] (the one-hot input's row, bias included), recurrent [U, 4, U]
-//   layer l    bias [4, U], input [U, 4, U], recurrent [U, 4, U]
+// Parameters, float, in this order (U units padded to 16, O outputs padded to 16, a unit's gates in the order i, f, g, o):
+//   layer 0    table [V, U, 4] (the one-hot input's row, bias included), recurrent [U, U, 4]
+//   layer l    bias [U, 4], input [U, U, 4], recurrent [U, U, 4]
 //   head       weight [U, O], bias [O]
 // Padding is 0 and stays 0: a padded unit has h = c = 0, and nothing reads a padded output.
 //
@@ -10,7 +10,7 @@
 //
 // Packed weights are the B operands of mma.m16n8k16 in the order in which lanes hold them, so that a warp reads 512
 // neighbouring bytes from the second-level cache straight into registers, with no trip through shared memory:
-//   forward gates   [matrix][U/8 groups][U/16 steps][high, low][gates 0-1, gates 2-3][32 lanes] x 16 bytes, fp16
+//   forward gates   [matrix][U/8 groups][U/16 steps][high, low][gates i and f, gates g and o][32 lanes] x 16 bytes, fp16
 //   forward head    [O/8 tiles][U/16 steps][32 lanes] x 16 bytes (high and low), fp16
 //   backward gates  [matrix][U/8 groups][4U/16 steps][32 lanes] x 16 bytes (high and low), bf16, transposed
 //   backward head   [U/8 groups][O/16 steps][32 lanes] x 16 bytes (high and low), bf16, transposed
@@ -59,25 +59,33 @@ struct LstmSize {
 #define LSTM_WARPS(most) most
 #endif
 
-// The jobs of a warp, one of `warps` of the blocks that share rows: whole groups of 8 units as long as there is one for each
-// warp; those left over in PARTS, so that no warp waits for one with a whole group more.
+// How workers share items: whole ones as long as there is one for each; those left over in PARTS, so that none waits for
+// another with a whole item more. A job is an item or a part of one.
+template <int PARTS> struct Shares {
+  uint32_t worker, workers;
+  // How many whole items a worker has, and how many jobs in all.
+  __device__ __forceinline__ uint32_t whole(uint32_t items) const { return PARTS == 1 ? count(items) : items / workers; }
+  __device__ __forceinline__ uint32_t count(uint32_t items) const {
+    if (PARTS == 1) return (items + workers - 1 - worker) / workers;
+    return whole(items) + (items % workers * PARTS + workers - 1 - worker) / workers;
+  }
+  // The item of the n-th job, and its part if it is not whole.
+  __device__ __forceinline__ uint32_t item(uint32_t items, uint32_t n) const {
+    const uint32_t rounds = PARTS == 1 ? n + 1 : whole(items);
+    return n < rounds ? worker + n * workers : rounds * workers + job(n - rounds) / PARTS;
+  }
+  __device__ __forceinline__ uint32_t part(uint32_t items, uint32_t n) const { return job(n - whole(items)) % PARTS; }
+  __device__ __forceinline__ uint32_t job(uint32_t n) const { return worker + n * workers; }
+};
+
+// The jobs of a warp: groups of 8 units, or parts of their rows.
 template <int PARTS> struct WarpJobs {
-  uint32_t warp, warps;
-  __device__ __forceinline__ WarpJobs(uint32_t block, uint32_t blocks)
-      : warp(threadIdx.x / 32 * blocks + block), warps(blockDim.x / 32 * blocks) {}
-  // How many whole groups, and how many jobs in all.
-  __device__ __forceinline__ uint32_t whole(const LstmSize& size) const { return PARTS == 1 ? count(size) : size.groups() / warps; }
-  __device__ __forceinline__ uint32_t count(const LstmSize& size) const {
-    if (PARTS == 1) return (size.groups() + warps - 1 - warp) / warps;
-    return whole(size) + (size.groups() % warps * PARTS + warps - 1 - warp) / warps;
-  }
-  // The group of the n-th job, and its part if it is not whole.
-  __device__ __forceinline__ uint32_t group(const LstmSize& size, uint32_t n) const {
-    const uint32_t rounds = PARTS == 1 ? n + 1 : whole(size);
-    return n < rounds ? warp + n * warps : rounds * warps + job(n - rounds) / PARTS;
-  }
-  __device__ __forceinline__ uint32_t part(const LstmSize& size, uint32_t n) const { return job(n - whole(size)) % PARTS; }
-  __device__ __forceinline__ uint32_t job(uint32_t n) const { return warp + n * warps; }
+  Shares<PARTS> shares;
+  __device__ __forceinline__ WarpJobs() : shares{threadIdx.x / 32, blockDim.x / 32} {}
+  __device__ __forceinline__ uint32_t whole(const LstmSize& size) const { return shares.whole(size.groups()); }
+  __device__ __forceinline__ uint32_t count(const LstmSize& size) const { return shares.count(size.groups()); }
+  __device__ __forceinline__ uint32_t group(const LstmSize& size, uint32_t n) const { return shares.item(size.groups(), n); }
+  __device__ __forceinline__ uint32_t part(const LstmSize& size, uint32_t n) const { return shares.part(size.groups(), n); }
 };
 
 // A thread's place in a warp's mma tile: it holds rows g and g + 8, columns 2q and 2q + 1.
@@ -100,21 +108,6 @@ template <> struct Activation<false> {
   static __device__ __forceinline__ float sigmoid(float x) { return 0.5f * dev::tanh_approx(0.5f * x) + 0.5f; }
   static __device__ __forceinline__ float tanh(float x) { return dev::tanh_approx(x); }
 };
-
-// What a thread's four words are to a row of 8 units: word i of the four lanes of a quad, which are neighbours in memory,
-// to lane i.
-DEV_FN void transpose_quad(uint32_t (&words)[4]) {
-  const uint32_t q = threadIdx.x % 4;
-#pragma unroll
-  for (uint32_t bit = 1; bit <= 2; bit *= 2)
-#pragma unroll
-    for (uint32_t i = 0; i < 4; i++) {
-      if (i & bit) continue;
-      const uint32_t got = __shfl_xor_sync(~0u, q & bit ? words[i] : words[i + bit], bit);
-      if (q & bit) words[i] = got;
-      else words[i + bit] = got;
-    }
-}
 
 // The A operand of one k16 step: 16 rows from `row`, 16 columns, of a plane in shared memory with `stride` values a row.
 template <typename Part> DEV_FN void load_rows(uint32_t (&a)[4], const Part* plane, uint32_t stride) {

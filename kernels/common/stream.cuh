@@ -10,7 +10,10 @@
 // ones are waited for: a warp is idle for some 800 cycles otherwise, as often as it begins a run. A piece's place in the ring
 // is a register's name, known when compiling; so there is code for each place that a run can begin at, and nothing is moved
 // from place to place, which would wait for it.
-template <int kPacks, int kAhead, typename Walk> struct Stream {
+//
+// ASYNCHRONOUS are products that run by themselves (wgmma), and read a piece when `use` has returned: its place is filled
+// again when the next piece's have begun. A run ends when all have ended.
+template <int kPacks, int kAhead, typename Walk, bool ASYNCHRONOUS = false> struct Stream {
   static constexpr uint32_t kStride = 128;  // packs
 
   const Walk walk;
@@ -30,44 +33,56 @@ template <int kPacks, int kAhead, typename Walk> struct Stream {
     for (int i = 0; i < kPacks; i++) to[i] = __ldg(next + i * 32);
     next += kStride;
   }
-  __device__ __forceinline__ void to_next_run() {
-    if (++run == walk.runs()) run = 0;
-    next = of_run();
-  }
 
   // use(piece, packs) for each piece of the walk's next run.
   template <typename Use> __device__ __forceinline__ void each(Use use) {
-    if (walk.pieces() < kAhead) each_alone(use);
-    else begin_at<0>(use);
+    if (++run == walk.runs()) run = 0;
+    const uint4* behind = of_run();  // of the run behind this one
+    if (walk.pieces() < kAhead) each_alone(use, behind);
+    else begin_at<0>(use, behind);
   }
 
   // Runs that are shorter than the ring are read when they are used.
-  template <typename Use> __device__ __forceinline__ void each_alone(Use use) {
+  template <typename Use> __device__ __forceinline__ void each_alone(Use use, const uint4* behind) {
     for (uint32_t piece = 0; piece < walk.pieces(); piece++) {
       fetch(ring[0]);
       use(piece, ring[0]);
+      if constexpr (ASYNCHRONOUS) dev::wgmma_wait<0>();
     }
-    to_next_run();
+    next = behind;
   }
 
-  template <int FIRST, typename Use> __device__ __forceinline__ void begin_at(Use use) {
+  template <int FIRST, typename Use> __device__ __forceinline__ void begin_at(Use use, const uint4* behind) {
     if constexpr (FIRST + 1 < kAhead)
-      if (begins != FIRST) return begin_at<FIRST + 1>(use);
+      if (begins != FIRST) return begin_at<FIRST + 1>(use, behind);
     const uint32_t pieces = walk.pieces(), rounds = pieces / kAhead * kAhead;
     for (uint32_t first = 0; first < rounds; first += kAhead) {
 #pragma unroll
-      for (uint32_t k = 0; k < kAhead; k++) take(first + k, ring[(FIRST + k) % kAhead], use);
+      for (int k = 0; k < kAhead; k++) {
+        use(first + k, ring[(FIRST + k) % kAhead]);
+        if (!ASYNCHRONOUS) refill(first + k, (FIRST + k) % kAhead, behind);
+        else if (k > 0) refill_after<1>(first + k - 1, (FIRST + k - 1) % kAhead, behind);
+      }
+      if (ASYNCHRONOUS) refill_after<0>(first + kAhead - 1, (FIRST + kAhead - 1) % kAhead, behind);
     }
 #pragma unroll
-    for (uint32_t k = 0; k + 1 < kAhead; k++)
-      if (rounds + k < pieces) take(rounds + k, ring[(FIRST + k) % kAhead], use);
+    for (int k = 0; k + 1 < kAhead; k++) {
+      if (rounds + k >= pieces) continue;
+      use(rounds + k, ring[(FIRST + k) % kAhead]);
+      if (ASYNCHRONOUS) refill_after<0>(rounds + k, (FIRST + k) % kAhead, behind);
+      else refill(rounds + k, (FIRST + k) % kAhead, behind);
+    }
     begins = (FIRST + pieces) % kAhead;
   }
 
   // The piece's place is asked to be filled again: the last ones of a run with the first of the run behind.
-  template <typename Use> __device__ __forceinline__ void take(uint32_t piece, uint4 (&place)[kPacks], Use use) {
-    use(piece, place);
-    if (piece + kAhead == walk.pieces()) to_next_run();
-    fetch(place);
+  __device__ __forceinline__ void refill(uint32_t piece, int place, const uint4* behind) {
+    if (piece + kAhead == walk.pieces()) next = behind;
+    fetch(ring[place]);
+  }
+  // The same when no more than LATER pieces' products may still run.
+  template <int LATER> __device__ __forceinline__ void refill_after(uint32_t piece, int place, const uint4* behind) {
+    if constexpr (ASYNCHRONOUS) dev::wgmma_wait<LATER>();
+    refill(piece, place, behind);
   }
 };

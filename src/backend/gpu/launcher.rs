@@ -143,6 +143,11 @@ impl Limits {
     pub fn has_clusters(self) -> bool {
         self.capability >= 90
     }
+
+    /// Whether four warps multiply together (`wgmma`): compute capability 9.0 alone.
+    pub fn has_warpgroups(self) -> bool {
+        self.capability == 90
+    }
 }
 
 /// The shape of a launch.
@@ -286,12 +291,28 @@ kernels! {
     LstmForwardKeep1 = "lstm_forward_keep_1",
     /// `lstm_forward.cu`: split precision with everything kept for a gradient, 32 rows a block.
     LstmForwardKeep2 = "lstm_forward_keep_2",
-    /// `lstm_forward.cu`: split precision, 32 rows shared by two blocks of a cluster.
-    LstmForwardPairSplit = "lstm_forward_pair_split",
-    /// `lstm_forward.cu`: plain 16-bit, 32 rows shared by two blocks of a cluster.
-    LstmForwardPairPlain = "lstm_forward_pair_plain",
-    /// `lstm_forward.cu`: split precision with everything kept for a gradient, 32 rows shared by two blocks of a cluster.
-    LstmForwardPairKeep = "lstm_forward_pair_keep",
+    /// `lstm_warpgroup.cu`: split precision, 64 rows a block.
+    LstmWarpgroupSplit4 = "lstm_warpgroup_split_4",
+    /// `lstm_warpgroup.cu`: split precision, 32 rows a block.
+    LstmWarpgroupSplit2 = "lstm_warpgroup_split_2",
+    /// `lstm_warpgroup.cu`: split precision, 16 rows a block.
+    LstmWarpgroupSplit1 = "lstm_warpgroup_split_1",
+    /// `lstm_warpgroup.cu`: plain 16-bit, 64 rows a block.
+    LstmWarpgroupPlain4 = "lstm_warpgroup_plain_4",
+    /// `lstm_warpgroup.cu`: plain 16-bit, 32 rows a block.
+    LstmWarpgroupPlain2 = "lstm_warpgroup_plain_2",
+    /// `lstm_warpgroup.cu`: plain 16-bit, 16 rows a block.
+    LstmWarpgroupPlain1 = "lstm_warpgroup_plain_1",
+    /// `lstm_warpgroup.cu`: split precision with everything kept for a gradient, 32 rows a block.
+    LstmWarpgroupKeep2 = "lstm_warpgroup_keep_2",
+    /// `lstm_warpgroup.cu`: split precision with everything kept for a gradient, 16 rows a block.
+    LstmWarpgroupKeep1 = "lstm_warpgroup_keep_1",
+    /// `lstm_warpgroup.cu`: split precision, 32 rows shared by two blocks of a cluster.
+    LstmWarpgroupPairSplit = "lstm_warpgroup_pair_split",
+    /// `lstm_warpgroup.cu`: plain 16-bit, 32 rows shared by two blocks of a cluster.
+    LstmWarpgroupPairPlain = "lstm_warpgroup_pair_plain",
+    /// `lstm_warpgroup.cu`: split precision with everything kept for a gradient, 32 rows shared by two blocks of a cluster.
+    LstmWarpgroupPairKeep = "lstm_warpgroup_pair_keep",
     /// `lstm_backward.cu`: the rows that have a gradient.
     LstmRows = "lstm_rows",
     /// `lstm_backward.cu`: 16 slots a block.

@@ -56,14 +56,19 @@ void meet(uint32_t mask, WarpOperation operation, void* argument, const char* na
   if (orders_memory) tsan::acquire(warp);
 }
 
+void expect_whole_warp(const Lanes& lanes) {
+  if (lanes.mask != ~0u) fail(lanes.at, "%s needs the whole warp, but lanes %08x meet", lanes.name, lanes.mask);
+}
+
 // ---- Blocks
-static Votes arrive(Barrier* barrier, unsigned threads, int vote, bool wait, const char* name, Site at) {
+static Votes arrive(Barrier* barrier, unsigned threads, int vote, bool wait, const char* name, Site at,
+                    bool orders_memory = true) {
   Fiber* fiber = self();
   if (!barrier->arrived) {
     barrier->votes = {0, 1, 0};
     barrier->at = at;
   }
-  tsan::release(barrier);
+  if (orders_memory) tsan::release(barrier);
   barrier->arrived++;
   barrier->votes.count += vote != 0;
   barrier->votes.all &= vote != 0;
@@ -84,7 +89,7 @@ static Votes arrive(Barrier* barrier, unsigned threads, int vote, bool wait, con
     }
     wait_here(name, at);
   }
-  if (wait) tsan::acquire(barrier);
+  if (wait && orders_memory) tsan::acquire(barrier);
   return fiber->votes;
 }
 
@@ -103,6 +108,14 @@ void named_barrier(int id, int threads, bool wait, Site at) {
   if (id < 1 || id > 15) fail(at, "named barrier %d: there are 1 to 15", id);
   if (threads <= 0 || threads % 32) fail(at, "named barrier %d: %d threads are no whole warps", id, threads);
   arrive(&self()->home->barriers[id], unsigned(threads), 0, wait, wait ? "bar.sync" : "bar.arrive", at);
+}
+
+// Where the four warps of a warpgroup wait for each other; it orders nothing that they write.
+void warpgroup_barrier(Site at) {
+  Block* block = self()->home;
+  const unsigned warp = unsigned(self()->warp - block->warps.data());
+  if (block->threads % 128) fail(at, "a block of %u threads is no whole warpgroups", block->threads);
+  arrive(&block->warpgroups[warp / 4], 128, 0, true, "wgmma_fence", at, false);
 }
 
 // ---- Clusters
@@ -143,6 +156,10 @@ void leave_barriers(Fiber* fiber) {
   Warp* warp = fiber->warp;
   block->returned++;
   warp->returned |= 1u << fiber->lane;
+  if (!warp->products.empty() && !launch->failed()) {
+    RuntimeScope scope;
+    launch->error = text("a thread ends before its warp has waited for products, [%s]", describe(fiber).c_str());
+  }
   for (size_t i = 0; i < warp->meetings.size();) {
     const Meeting& meeting = warp->meetings[i];
     if (meeting.arrived == (meeting.mask & ~warp->returned)) complete(warp, i, nullptr);

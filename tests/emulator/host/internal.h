@@ -3,6 +3,7 @@
 #include <memory>
 #include <queue>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "runtime.h"
@@ -28,11 +29,25 @@ struct Meeting : Lanes {
   WarpOperation operation;
   uint32_t arrived = 0;
 };
+// One warp's part of a product that has not run.
+struct Product {
+  float* d[32];
+  const uint4* a[32];
+  uint64_t b;
+  int columns;
+  float (*to_float)(uint16_t);
+  unsigned group;
+  const char* name;
+  Site at;
+};
 struct Warp {
   uint32_t rank = 0;  // see wake
   uint32_t returned = ~0u;  // or never there
   Fiber* lanes[32] = {};
   std::vector<Meeting> meetings;
+  std::vector<Product> products;
+  unsigned product_groups = 0;  // committed
+  bool fenced = false;          // for the next group
 };
 
 struct Barrier {
@@ -77,6 +92,7 @@ struct Block : BlockInfo {
   unsigned threads = 0, returned = 0;
   std::vector<Warp> warps;
   Barrier barriers[16];
+  std::vector<Barrier> warpgroups;
   std::unique_ptr<char[]> memory;
   size_t memory_bytes = 0, static_bytes = 0;
   SharedVariable dynamic{};
@@ -95,6 +111,7 @@ struct Launch {
   std::priority_queue<std::pair<uint64_t, Fiber*>> ready{};
   std::vector<Fiber*> mbarrier_waiters{};
   std::vector<Copy> bulk_copies{};
+  std::unordered_map<const void*, Fiber*> unfenced{};  // 16 bytes of shared memory, and who has written them
   unsigned running = 0;  // fibers that have not returned
   uint64_t random_state = 0;
   void* copy_context = nullptr;  // the thread sanitizer's context of asynchronous copies
@@ -121,7 +138,6 @@ void run_fibers();
 void wait_here(const char* what, Site at);
 void wake(Fiber*);
 void yield();
-bool is_dropped(Site at);
 std::string describe(const Fiber*);
 std::string describe(Site);
 std::string text(const char* format, ...) __attribute__((format(printf, 1, 2)));
@@ -135,6 +151,7 @@ void prepare(Fiber*, void (*entry)());
 
 // barriers.cpp
 void leave_barriers(Fiber*);
+void warpgroup_barrier(Site);
 
 // copies.cpp
 void land_all_copies(Fiber*);

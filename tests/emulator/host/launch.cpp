@@ -23,6 +23,7 @@ static std::unique_ptr<Block> make_block(uint3 index, unsigned rank) {
   static_cast<BlockInfo&>(*block) = {index, dimensions(config->block), dimensions(config->grid), rank, config->cluster};
   block->threads = config->block[0] * config->block[1] * config->block[2];
   block->warps.resize((block->threads + 31) / 32);
+  block->warpgroups.resize((block->threads + 127) / 128);
   for (Warp& warp : block->warps) warp.rank = uint32_t(launch->random());
   make_shared_memory(block.get());
   return block;
@@ -77,6 +78,7 @@ static void run_cluster(uint3 first) {
   launch->fibers.clear();
   launch->blocks.clear();
   launch->ready = {};
+  launch->unfenced.clear();
   launch->running = launch->cluster.threads = config->cluster * threads;
   // Fresh stacks, as their mapping is what clears the thread sanitizer's memory of them.
   const size_t bytes = launch->running * stack_bytes();

@@ -7,9 +7,6 @@
 #include "runtime.h"
 
 namespace emu {
-EMU_ACROSS_LANES inline void expect_whole_warp(const Lanes& lanes) {
-  if (lanes.mask != ~0u) fail(lanes.at, "%s needs the whole warp, but lanes %08x meet", lanes.name, lanes.mask);
-}
 
 struct Ldmatrix {
   uint16_t row[8];
@@ -37,6 +34,21 @@ template <bool Transposed> void ldmatrix(uint32_t* out, const void* row, Site at
   argument.out = out;
   std::memcpy(argument.row, row, 16);  // by the lane that names the row, so that sanitizers see who reads what
   meet(~0u, &ldmatrix_lanes<Transposed>, &argument, "ldmatrix", at);
+}
+
+// Lane 4 i + j has elements 2 j and 2 j + 1 of row i of both matrices; their columns go where lanes 0 to 15 name.
+struct Stmatrix {
+  uint32_t words[2];
+  uint16_t column[8];
+};
+EMU_ACROSS_LANES inline void stmatrix_lanes(const Lanes& lanes) {
+  expect_whole_warp(lanes);
+  for (int lane = 0; lane < 32; lane++)
+    for (int i = 0; i < 4; i++) {
+      const auto* from = static_cast<Stmatrix*>(lanes.arguments[lane]);
+      const int column = lane % 4 * 2 + i % 2;
+      static_cast<Stmatrix*>(lanes.arguments[i / 2 * 8 + column])->column[lane / 4] = uint16_t(from->words[i / 2] >> (16 * (i % 2)));
+    }
 }
 
 struct Mma {
@@ -93,6 +105,33 @@ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, emu::Site at = emu::S
 }
 inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, emu::Site at = emu::Site::current()) {
   emu::ldmatrix<true>(r, row, at);
+}
+
+inline void stmatrix_x2_trans(void* column, uint32_t first, uint32_t second, emu::Site at = emu::Site::current()) {
+  emu::Stmatrix argument{{first, second}, {}};
+  emu::meet(~0u, &emu::stmatrix_lanes, &argument, "stmatrix", at);
+  if (emu_thread->lane >= 16) return;
+  if (uintptr_t(column) % 16) emu::fail(at, "stmatrix: the column's address is not a multiple of 16");
+  std::memcpy(column, argument.column, 16);  // by the lane that names the column
+  emu::note_unfenced(column);
+}
+inline void fence_async(emu::Site at = emu::Site::current()) {
+  if (!emu::is_dropped(at)) emu::fence_async();
+}
+
+template <int N> void wgmma_f16(float (&d)[N], const uint4& a, uint64_t b, emu::Site at = emu::Site::current()) {
+  emu::wgmma(d, 2 * N, &a, b, &emu::f16_to_float, "wgmma.f16", at);
+}
+template <int N> void wgmma_bf16(float (&d)[N], const uint4& a, uint64_t b, emu::Site at = emu::Site::current()) {
+  emu::wgmma(d, 2 * N, &a, b, &emu::bf16_to_float, "wgmma.bf16", at);
+}
+inline void wgmma_fence(emu::Site at = emu::Site::current()) { emu::wgmma_fence(at); }
+inline void wgmma_commit(emu::Site at = emu::Site::current()) { emu::wgmma_commit(at); }
+template <int N> void wgmma_wait(emu::Site at = emu::Site::current()) { emu::wgmma_wait(N, at); }
+template <int N> void wgmma_done(float (&)[N]) {}
+inline uint64_t wgmma_operand(const void* first, uint32_t depth_stride, uint32_t column_stride,
+                              emu::Site at = emu::Site::current()) {
+  return emu::wgmma_operand(first, depth_stride, column_stride, at);
 }
 
 inline void cp_async16(void* to, const void* from, unsigned bytes = 16, emu::Site at = emu::Site::current()) {

@@ -287,6 +287,58 @@ CONFORMANCE_KERNEL(conform_tile_product) {
   }
 }
 
+// in: 16-bit values of two matrices in pairs, as accumulators hold them (2 words per lane). out: their columns, which lanes name
+// in another order.
+CONFORMANCE_KERNEL(conform_stmatrix) {
+#ifdef HAS_WARPGROUPS
+  SHARED_DYN(uint32_t, columns);  // [16][4]
+  const int lane = threadIdx.x;
+  dev::stmatrix_x2_trans(columns + lane * 5 % 16 * 4, in[lane * 2], in[lane * 2 + 1]);
+  __syncwarp();
+  out[lane * 2] = columns[lane * 2];
+  out[lane * 2 + 1] = columns[lane * 2 + 1];
+#endif
+}
+
+// in: A as fragments (4 words per thread of four warps), and B: N + 8 columns of 16 values. out: each thread's 2 * N / 4 sums of
+// A B + A B', where B' is B from its second column on, and what they started from.
+template <int N, typename Product> DEV_FN void product_of_warpgroup(const uint32_t* in, uint32_t* out, Product product) {
+#ifdef HAS_WARPGROUPS
+  constexpr uint32_t kDepth = (N + 8) * 16 + 48;
+  SHARED_DYN(uint32_t, b);  // pieces of 8 columns by 8 values
+  const int t = threadIdx.x;
+  for (int i = t; i < (N + 8) * 8; i += 128) {
+    const int column = i / 8, pair = i % 8;
+    b[pair / 4 * (kDepth / 4) + column / 8 * 32 + column % 8 * 4 + pair % 4] = in[512 + i];
+  }
+  dev::fence_async();
+  __syncthreads();
+  const uint4 a = reinterpret_cast<const uint4*>(in)[t];
+  float d[N / 2];
+  for (int i = 0; i < N / 2; i++) d[i] = float(t % 7 + i);
+  const uint64_t operand = dev::wgmma_operand(b, kDepth, 128);
+  dev::wgmma_fence();
+  product(d, a, operand);
+  dev::wgmma_commit();
+  dev::wgmma_fence();
+  product(d, a, operand + 1);
+  dev::wgmma_commit();
+  dev::wgmma_wait<1>();
+  dev::wgmma_wait<0>();
+  dev::wgmma_done(d);
+  for (int i = 0; i < N / 2; i++) out[t * (N / 2) + i] = uint32_t(int(d[i]));
+#endif
+}
+#ifdef HAS_WARPGROUPS
+#define OF_WARPGROUP(TYPE) [](auto& d, const uint4& a, uint64_t b) { dev::wgmma_##TYPE(d, a, b); }
+#else
+#define OF_WARPGROUP(TYPE) 0
+#endif
+CONFORMANCE_KERNEL(conform_wgmma_16) { product_of_warpgroup<16>(in, out, OF_WARPGROUP(f16)); }
+CONFORMANCE_KERNEL(conform_wgmma_32) { product_of_warpgroup<32>(in, out, OF_WARPGROUP(f16)); }
+CONFORMANCE_KERNEL(conform_wgmma_64) { product_of_warpgroup<64>(in, out, OF_WARPGROUP(f16)); }
+CONFORMANCE_KERNEL(conform_wgmma_bf16) { product_of_warpgroup<32>(in, out, OF_WARPGROUP(bf16)); }
+
 // ---- Clusters, mbarriers and bulk copies: compute capability 9.0
 // Each block reads the static and the dynamic shared memory of the next block of its cluster.
 CONFORMANCE_KERNEL(conform_cluster) {
@@ -387,6 +439,11 @@ EXPORT_KERNEL(conform_ldmatrix)
 EXPORT_KERNEL(conform_mma_f16)
 EXPORT_KERNEL(conform_mma_bf16)
 EXPORT_KERNEL(conform_tile_product)
+EXPORT_KERNEL(conform_stmatrix)
+EXPORT_KERNEL(conform_wgmma_16)
+EXPORT_KERNEL(conform_wgmma_32)
+EXPORT_KERNEL(conform_wgmma_64)
+EXPORT_KERNEL(conform_wgmma_bf16)
 EXPORT_KERNEL(conform_cluster)
 EXPORT_KERNEL(conform_store_to_block)
 EXPORT_KERNEL(conform_bulk_copy)

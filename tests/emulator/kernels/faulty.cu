@@ -120,6 +120,31 @@ FAULTY_KERNEL(faulty_rank) {
   out[0] = *dev::cluster_map(cell, dev::cluster_size());  // FAULT rank
 }
 
+// States of a product that others may not see yet; a product that nothing waits for; and one without the fence before it.
+DEV_FN void multiply_stored(float* out, bool fenced, bool waited) {
+  SHARED_DYN(uint16_t, tile);
+  dev::stmatrix_x2_trans(tile + threadIdx.x / 32 % 4 * 128 + threadIdx.x % 16 * 8, 0, 0);
+  if (fenced) dev::fence_async();
+  __syncthreads();
+  const uint4 a = {};
+  float d[8] = {};
+  dev::wgmma_fence();
+  dev::wgmma_f16(d, a, dev::wgmma_operand(tile, 128, 128));  // FAULT product
+  dev::wgmma_commit();
+  if (waited) dev::wgmma_wait<0>();
+  out[threadIdx.x] = d[0];
+}
+FAULTY_KERNEL(faulty_operand_without_fence) { multiply_stored(out, false, true); }
+FAULTY_KERNEL(faulty_product_without_wait) { multiply_stored(out, true, false); }
+
+FAULTY_KERNEL(faulty_product_without_fence) {
+  SHARED_DYN(uint16_t, tile);
+  const uint4 a = {};
+  float d[8] = {};
+  dev::wgmma_f16(d, a, dev::wgmma_operand(tile, 128, 128));  // FAULT unordered
+  out[threadIdx.x] = d[0];
+}
+
 EXPORT_KERNEL(faulty_divergent_barriers)
 EXPORT_KERNEL(faulty_return_before_barrier)
 EXPORT_KERNEL(faulty_deadlock)
@@ -136,3 +161,6 @@ EXPORT_KERNEL(faulty_copy_without_wait)
 EXPORT_KERNEL(faulty_bulk_copy_without_wait)
 EXPORT_KERNEL(faulty_mbarrier)
 EXPORT_KERNEL(faulty_rank)
+EXPORT_KERNEL(faulty_operand_without_fence)
+EXPORT_KERNEL(faulty_product_without_wait)
+EXPORT_KERNEL(faulty_product_without_fence)

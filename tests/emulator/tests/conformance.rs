@@ -53,6 +53,9 @@ on_every_backend!(
     mma_f16,
     mma_bf16,
     tile_product,
+    stmatrix,
+    wgmma_f16,
+    wgmma_bf16,
     cluster,
     store_to_block,
     bulk_copy,
@@ -73,6 +76,7 @@ type Run<'a> = &'a dyn Fn(&str, Grid, &[u32], usize) -> Vec<u32>;
 fn has(capability: u32, name: &str) -> bool {
     match name {
         "conform_cluster" | "conform_store_to_block" | "conform_bulk_copy" => capability >= 90,
+        _ if name.starts_with("conform_wgmma") || name == "conform_stmatrix" => capability == 90,
         _ => true,
     }
 }
@@ -384,6 +388,58 @@ mod cases {
         let got = run("conform_tile_product", Grid::new(1, 32).shared(1024), bytemuck::cast_slice(&halves), 256);
         for i in 0..256 {
             assert_eq!(f32::from_bits(got[i]), product(i / 16, i % 16) as f32, "row {}, column {}", i / 16, i % 16);
+        }
+    }
+
+    pub fn stmatrix(run: Run) {
+        let value = |matrix: usize, row: usize, column: usize| (matrix * 64 + row * 8 + column) as u32;
+        let pair = |m: usize, lane: usize| {
+            value(m, lane / 4, lane % 4 * 2) | value(m, lane / 4, lane % 4 * 2 + 1) << 16
+        };
+        let words: Vec<u32> = (0..64).map(|i| pair(i % 2, i / 2)).collect();
+        let got = run("conform_stmatrix", Grid::new(1, 32).shared(256), &words, 64);
+        if got.is_empty() {
+            return;
+        }
+        for column in 0..16 {
+            for word in 0..4 {
+                let at = |row: usize| value(column / 8, row, column % 8);
+                let expected = at(2 * word) | at(2 * word + 1) << 16;
+                assert_eq!(got[column * 5 % 16 * 4 + word], expected, "column {column}, word {word}");
+            }
+        }
+    }
+
+    pub fn wgmma_f16(run: Run) {
+        for columns in [16, 32, 64] {
+            wgmma(run, &format!("conform_wgmma_{columns}"), columns, |x| f16::from_f32(x as f32).to_bits());
+        }
+    }
+
+    pub fn wgmma_bf16(run: Run) {
+        wgmma(run, "conform_wgmma_bf16", 32, |x| bf16::from_f32(x as f32).to_bits());
+    }
+
+    /// The fragments of the PTX manual (wgmma.mma_async.m64nNk16): those of mma.m16n8k16, 16 rows a warp.
+    fn wgmma(run: Run, name: &str, columns: usize, bits: impl Fn(i32) -> u16) {
+        let pair = |low: i32, high: i32| bits(low) as u32 | (bits(high) as u32) << 16;
+        let row = |thread: usize| thread / 32 * 16 + thread % 32 / 4;
+        let mut input = Vec::new();
+        for thread in 0..128 {
+            for (down, right) in [(0, 0), (8, 0), (0, 8), (8, 8)] {
+                let (row, column) = (row(thread) + down, thread % 4 * 2 + right);
+                input.push(pair(small(row, column, 1), small(row, column + 1, 1)));
+            }
+        }
+        for column in 0..columns + 8 {
+            input.extend((0..8).map(|at| pair(small(2 * at, column, 2), small(2 * at + 1, column, 2))));
+        }
+        let got = run(name, Grid::new(1, 128).shared(4096), &input, 128 * columns / 2);
+        for (at, &got) in got.iter().enumerate() {
+            let (thread, i) = (at / (columns / 2), at % (columns / 2));
+            let (row, column) = (row(thread) + i / 2 % 2 * 8, i / 4 * 8 + thread % 4 * 2 + i % 2);
+            let expected = product(row, column) + product(row, column + 1) + (thread % 7 + i) as i32;
+            assert_eq!(got as i32, expected, "{columns} columns: row {row}, column {column}");
         }
     }
 

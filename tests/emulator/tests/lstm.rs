@@ -6,7 +6,7 @@ mod oracle;
 use std::collections::BTreeMap;
 
 use ebm_dpg::adam::AdamOptions;
-use ebm_dpg::backend::gpu::{Gpu, Launcher, Limits};
+use ebm_dpg::backend::gpu::{Gpu, Kernel, Launcher, Limits};
 use ebm_dpg::backend::{Cpu, Memory};
 use ebm_dpg::exact::{Guide, LookAhead};
 use ebm_dpg::features::{Feature, FeatureSet};
@@ -132,7 +132,6 @@ fn guide(space: Space) -> Guide {
     LookAhead::towards(&Markov::noise(space, 4).unwrap(), &set, &potential, 100).unwrap().guide()
 }
 
-/// Shared memory that holds the states of one tile, but not its cells.
 /// One tile of rows a block, two for two blocks, two and four a block: as many rows as make each of them the choice.
 #[test]
 fn a_sequence_has_the_same_bits_in_every_batch() {
@@ -140,9 +139,9 @@ fn a_sequence_has_the_same_bits_in_every_batch() {
     let space = Space::new(3, 5).unwrap();
     // Twenty groups of units: two for each of eight warps, and four left over.
     let (lstm, all) = (lstm(space, 2, 150), sequences(space, 70));
-    for schedule in Schedule::all() {
+    let kernels = |schedule: Schedule, capability: u32, expected: &[(usize, Kernel)]| {
         let score = |rows: usize| {
-            let emulator = Emulator::new(schedule).unwrap().limited(Limits::new(227 << 10, 4, 90));
+            let emulator = Emulator::new(schedule).unwrap().limited(Limits::new(227 << 10, 4, capability));
             let gpu = Gpu::new(emulator.clone()).unwrap();
             let mut lstm = lstm.to_gpu(&gpu).unwrap();
             let batch = upload(&gpu, space, &all[..rows]);
@@ -150,14 +149,19 @@ fn a_sequence_has_the_same_bits_in_every_batch() {
             let log_probs = score(&gpu, &mut lstm, &batch);
             (support::bits64(&log_probs[..5]), emulator.take_launches()[0])
         };
-        let alone = score(16);
-        assert_eq!(alone.1, LstmForwardSplit1);
-        for (rows, kernel) in [(20, LstmForwardPairSplit), (40, LstmForwardSplit2), (70, LstmForwardSplit4)] {
-            assert_eq!(score(rows), (alone.0.clone(), kernel), "{rows} rows, {schedule:?}");
+        let alone = score(expected[0].0).0;
+        for &(rows, kernel) in expected {
+            assert_eq!(score(rows), (alone.clone(), kernel), "{rows} rows, {schedule:?}");
         }
+    };
+    for schedule in Schedule::all() {
+        kernels(schedule, 80, &[(16, LstmForwardSplit1), (40, LstmForwardSplit2), (70, LstmForwardSplit4)]);
+        let pair = (20, LstmWarpgroupPairSplit);
+        kernels(schedule, 90, &[(16, LstmWarpgroupSplit1), pair, (40, LstmWarpgroupSplit2), (70, LstmWarpgroupSplit4)]);
     }
 }
 
+/// Shared memory that holds the states of one tile, but not its cells.
 #[test]
 fn cells_beyond_shared_memory() {
     let small = Emulator::new(Schedule::Random(3)).unwrap().limited(Limits::new(13_000, 1, 80));

@@ -234,7 +234,7 @@ impl<L: Launcher> GpuLstm<L> {
             dropout,
         };
         let (kernel, warps) = if tiles == 1 { (Kernel::LstmBackward1, 16) } else { (Kernel::LstmBackward2, 12) };
-        let grid = grid(size, slots.div_ceil(tiles * TILE), 1, warps, limits).shared(shared_bytes(size, tiles));
+        let grid = grid(size, slots.div_ceil(tiles * TILE), warps, limits).shared(shared_bytes(size, tiles));
         // lstm_backward_*(const LstmBackward arguments)
         // SAFETY: the buffers have the sizes that the kernel's header gives, for `capacity` slots and the batch's rows.
         unsafe { self.gpu.launch(kernel, grid, &[Argument::Struct(bytemuck::bytes_of(&argument))]) }

@@ -1,4 +1,4 @@
-//! Launches of `kernels/lstm_forward.cu`: sampling, scoring, and scoring for a gradient.
+//! Launches of `kernels/lstm_forward.cu` and `kernels/lstm_warpgroup.cu`: sampling, scoring, and scoring for a gradient.
 
 use super::layout::{Dropout, Size, TILE};
 use super::{GpuLstm, Precision};
@@ -74,31 +74,45 @@ impl Pass {
         if self == Pass::Keep { 2 } else { 4 }
     }
 
-    /// The kernel for clusters of so many blocks with so many tiles, and a block's most warps.
-    fn kernel(self, blocks: usize, tiles: usize) -> (Kernel, usize) {
+    /// The kernel for blocks of so many tiles, and a block's most warps.
+    fn kernel(self, tiles: usize) -> (Kernel, usize) {
+        use Kernel::*;
+        match (self, tiles) {
+            (Pass::Read(Precision::Split), 1) => (LstmForwardSplit1, 16),
+            (Pass::Read(Precision::Split), 2) => (LstmForwardSplit2, 8),
+            (Pass::Read(Precision::Split), _) => (LstmForwardSplit4, 8),
+            (Pass::Read(Precision::Half), 1) => (LstmForwardPlain1, 16),
+            (Pass::Read(Precision::Half), 2) => (LstmForwardPlain2, 8),
+            (Pass::Read(Precision::Half), _) => (LstmForwardPlain4, 8),
+            (Pass::Keep, 1) => (LstmForwardKeep1, 12),
+            (Pass::Keep, _) => (LstmForwardKeep2, 8),
+        }
+    }
+
+    /// The kernel with products by warpgroups for clusters of so many blocks with so many tiles, and a block's most warpgroups.
+    fn warpgroup_kernel(self, blocks: usize, tiles: usize) -> (Kernel, usize) {
         use Kernel::*;
         match (self, blocks, tiles) {
-            (Pass::Read(Precision::Split), 2, _) => (LstmForwardPairSplit, 13),
-            (Pass::Read(Precision::Half), 2, _) => (LstmForwardPairPlain, 13),
-            (Pass::Keep, 2, _) => (LstmForwardPairKeep, 13),
-            (Pass::Read(Precision::Split), _, 1) => (LstmForwardSplit1, 16),
-            (Pass::Read(Precision::Split), _, 2) => (LstmForwardSplit2, 8),
-            (Pass::Read(Precision::Split), _, _) => (LstmForwardSplit4, 8),
-            (Pass::Read(Precision::Half), _, 1) => (LstmForwardPlain1, 16),
-            (Pass::Read(Precision::Half), _, 2) => (LstmForwardPlain2, 8),
-            (Pass::Read(Precision::Half), _, _) => (LstmForwardPlain4, 8),
-            (Pass::Keep, _, 1) => (LstmForwardKeep1, 12),
-            (Pass::Keep, _, _) => (LstmForwardKeep2, 8),
+            (Pass::Read(Precision::Split), 2, _) => (LstmWarpgroupPairSplit, 4),
+            (Pass::Read(Precision::Half), 2, _) => (LstmWarpgroupPairPlain, 4),
+            (Pass::Keep, 2, _) => (LstmWarpgroupPairKeep, 4),
+            (Pass::Read(Precision::Split), _, 1) => (LstmWarpgroupSplit1, 4),
+            (Pass::Read(Precision::Split), _, 2) => (LstmWarpgroupSplit2, 4),
+            (Pass::Read(Precision::Split), _, _) => (LstmWarpgroupSplit4, 2),
+            (Pass::Read(Precision::Half), _, 1) => (LstmWarpgroupPlain1, 4),
+            (Pass::Read(Precision::Half), _, 2) => (LstmWarpgroupPlain2, 4),
+            (Pass::Read(Precision::Half), _, _) => (LstmWarpgroupPlain4, 2),
+            (Pass::Keep, _, 1) => (LstmWarpgroupKeep1, 4),
+            (Pass::Keep, _, _) => (LstmWarpgroupKeep2, 3),
         }
     }
 }
 
-/// `clusters` times `blocks` blocks of as many warps as there are groups of 8 units for a block, at most `most`, as
-/// `LSTM_WARPS` of `kernels/common/lstm.cuh` has it.
-pub(super) fn grid(size: Size, clusters: usize, blocks: usize, most: usize, limits: Limits) -> Grid {
+/// `blocks` blocks of as many warps as there are groups of 8 units, at most `most`, as `LSTM_WARPS` of
+/// `kernels/common/lstm.cuh` has it.
+pub(super) fn grid(size: Size, blocks: usize, most: usize, limits: Limits) -> Grid {
     let most = if limits.capability / 10 == 9 { most } else { 8 };
-    let warps = (size.units() / 8 / blocks).min(most);
-    Grid::new((clusters * blocks) as u32, 32 * warps as u32).clusters(blocks as u32)
+    Grid::new(blocks as u32, 32 * (size.units() / 8).min(most) as u32)
 }
 
 /// How a launch is cut into blocks.
@@ -108,6 +122,8 @@ struct Plan {
     tiles: usize,
     /// Blocks of a cluster, which share the tiles.
     blocks: usize,
+    /// Whether products are made by warpgroups.
+    warpgroups: bool,
     /// Of a block.
     shared_bytes: usize,
     cell_in_shared: bool,
@@ -117,7 +133,8 @@ impl Plan {
     /// As many rows as fit and still keep half of the multiprocessors busy, as more rows read the same weights; where that
     /// is one tile, two for a cluster of two blocks.
     fn new(size: Size, pass: Pass, dropout: bool, rows: usize, limits: Limits) -> Result<Plan> {
-        let state = |tiles: usize| state_bytes(size, pass, dropout, tiles);
+        let warpgroups = limits.has_warpgroups();
+        let state = |tiles: usize| state_bytes(size, pass, dropout, tiles, warpgroups);
         if state(1) > limits.shared_bytes {
             let expected = format!("what fits into {} bytes of shared memory", limits.shared_bytes);
             let got = format!("{} bytes (hidden {}, vocab {})", state(1), size.units, size.vocab);
@@ -126,11 +143,23 @@ impl Plan {
         let blocks = |tiles: usize| rows.div_ceil(tiles * TILE);
         let busy = |tiles: usize| state(tiles) <= limits.shared_bytes && 2 * blocks(tiles) >= limits.multiprocessors;
         let tiles = [4, 2].into_iter().find(|&tiles| tiles <= pass.most_tiles() && busy(tiles)).unwrap_or(1);
-        let pairs = tiles == 1 && limits.has_clusters() && blocks(1) > 1 && state(2) <= limits.shared_bytes;
+        let pairs = tiles == 1 && warpgroups && blocks(1) > 1 && state(2) <= limits.shared_bytes;
         let (tiles, blocks) = if pairs { (2, 2) } else { (tiles, 1) };
         let (bytes, cells) = (state(tiles), 4 * size.layers() * tiles * TILE * size.units());
         let cell_in_shared = bytes + cells <= limits.shared_bytes;
-        Ok(Plan { tiles, blocks, shared_bytes: bytes + if cell_in_shared { cells } else { 0 }, cell_in_shared })
+        let shared_bytes = bytes + if cell_in_shared { cells } else { 0 };
+        Ok(Plan { tiles, blocks, warpgroups, shared_bytes, cell_in_shared })
+    }
+
+    /// The kernel, and the grid for so many clusters: as many warps as there is work for, as far as registers go.
+    fn launch(self, size: Size, pass: Pass, clusters: usize, limits: Limits) -> (Kernel, Grid) {
+        if !self.warpgroups {
+            let (kernel, warps) = pass.kernel(self.tiles);
+            return (kernel, grid(size, clusters, warps, limits));
+        }
+        let (kernel, most) = pass.warpgroup_kernel(self.blocks, self.tiles);
+        let warpgroups = (size.units() / 8 / self.blocks).div_ceil(4).min(most);
+        (kernel, Grid::new((clusters * self.blocks) as u32, 128 * warpgroups as u32).clusters(self.blocks as u32))
     }
 
     /// Rows of a cluster.
@@ -146,8 +175,8 @@ impl Plan {
 
 /// Shared memory of a block without its cells: two log-probs and five words per row, the states, and a row of
 /// logits per row unless a plane of states, of which one is always spare, has room for them.
-fn state_bytes(size: Size, pass: Pass, dropout: bool, tiles: usize) -> usize {
-    let plane = 2 * pass.parts() * (size.units() + 8);
+fn state_bytes(size: Size, pass: Pass, dropout: bool, tiles: usize, warpgroups: bool) -> usize {
+    let plane = 2 * pass.parts() * (size.units() + if warpgroups { 0 } else { 8 });
     let logits = 4 * (size.outputs() + 1);
     let planes = (size.layers() + if dropout { 3 } else { 1 }) * plane;
     tiles * TILE * (16 + 20 + planes + if logits <= plane { 0 } else { logits })
@@ -201,9 +230,9 @@ impl<L: Launcher> GpuLstm<L> {
         }
         argument.cell_in_shared = plan.cell_in_shared.into();
         let shared_bytes = plan.shared_bytes.max(argument.drawn.shared_bytes(plan.own_rows()));
-        let (kernel, warps) = pass.kernel(plan.blocks, plan.tiles);
-        let grid = grid(self.size, clusters, plan.blocks, warps, limits).shared(shared_bytes);
-        // lstm_forward_*(const LstmForward arguments)
+        let (kernel, grid) = plan.launch(self.size, pass, clusters, limits);
+        let grid = grid.shared(shared_bytes);
+        // lstm_forward_*(const LstmForward arguments), lstm_warpgroup_*(const LstmForward arguments)
         // SAFETY: the argument is the kernel's struct; scratch and shared memory have the sizes it counts on.
         unsafe { self.gpu.launch(kernel, grid, &[Argument::Struct(bytemuck::bytes_of(&argument))]) }
     }
@@ -237,12 +266,14 @@ mod tests {
     }
 
     #[test]
-    fn blocks_have_a_warp_for_each_group_of_units_as_far_as_registers_go() {
-        let threads = |units, blocks, limits| {
-            grid(Size { layers: 2, units, vocab: 30, outputs: 32 }, 1, blocks, 12, limits).threads
+    fn blocks_have_warps_for_all_units_as_far_as_registers_go() {
+        let threads = |units, rows, limits| {
+            let size = Size { layers: 2, units, vocab: 30, outputs: 32 };
+            Plan::new(size, Pass::Keep, false, rows, limits).unwrap().launch(size, Pass::Keep, 1, limits).1.threads
         };
-        assert_eq!([threads(208, 1, H200), threads(48, 1, H200), threads(208, 1, A100)], [12 * 32, 6 * 32, 8 * 32]);
-        assert_eq!(threads(48, 2, H200), 3 * 32);
+        assert_eq!([threads(208, 8192, A100), threads(48, 8192, A100)], [8 * 32, 6 * 32]);
+        assert_eq!([threads(208, 8192, H200), threads(208, 2048, H200)], [3 * 128, 4 * 128]);
+        assert_eq!([threads(48, 8192, H200), threads(48, 2048, H200)], [2 * 128, 128]);
     }
 
     #[test]

@@ -81,12 +81,12 @@ impl Size {
         2 * self.layers() - 1
     }
 
-    /// Layer 0's input table `[V, 4, U]`, or a higher layer's bias `[4, U]`.
+    /// Layer 0's input table `[V, U, 4]`, or a higher layer's bias `[U, 4]`.
     pub fn start(self, layer: usize) -> usize {
         if layer == 0 { 0 } else { self.matrix(2 * layer - 2) + self.units() * self.gates() }
     }
 
-    /// Matrix `number`, `[U, 4, U]`: 0 is layer 0's recurrent one, 2l − 1 and 2l are layer l's input and recurrent ones.
+    /// Matrix `number`, `[U, U, 4]`: 0 is layer 0's recurrent one, 2l − 1 and 2l are layer l's input and recurrent ones.
     pub fn matrix(self, number: usize) -> usize {
         (self.vocab as usize + number.div_ceil(2)) * self.gates() + number * self.units() * self.gates()
     }
@@ -117,7 +117,7 @@ impl Size {
     /// vector of its elements in row-major order.
     pub fn tensors(self, hidden: usize) -> Vec<(String, Vec<usize>)> {
         let gates = move |row: usize| {
-            (0..4 * hidden).map(move |at| row + at / hidden * self.units() + at % hidden).collect::<Vec<_>>()
+            (0..4 * hidden).map(move |at| row + at % hidden * 4 + at / hidden).collect::<Vec<_>>()
         };
         let rows = |start: usize, count: usize| (0..count).flat_map(|row| gates(start + row * self.gates())).collect();
         let mut tensors = Vec::new();

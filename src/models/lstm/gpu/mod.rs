@@ -131,11 +131,12 @@ impl<L: Launcher> GpuLstm<L> {
     /// Makes the packed weights anew from the parameters.
     fn pack(&mut self) -> Result<()> {
         let Size { layers, units, vocab, outputs } = self.size;
+        let for_warpgroups = u32::from(self.limits().has_warpgroups());
         // SAFETY: parameters and packed weights have the lengths that the size gives.
         unsafe {
             // lstm_pack(const float* parameters, uint4* packed, uint32_t layers, uint32_t units, uint32_t vocab,
-            //   uint32_t outputs)
-            let arguments = arguments![&self.parameters, &self.packed, layers, units, vocab, outputs];
+            //   uint32_t outputs, uint32_t for_warpgroups)
+            let arguments = arguments![&self.parameters, &self.packed, layers, units, vocab, outputs, for_warpgroups];
             self.gpu.launch(Kernel::LstmPack, Grid::over(self.size.packed_words() / 4, 256), arguments)
         }
     }
