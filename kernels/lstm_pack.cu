@@ -29,25 +29,41 @@ template <typename Kind> DEV_FN uint4 both_parts(const float* from, uint64_t k_s
   return make_uint4(low.hi, high.hi, low.lo, high.lo);
 }
 
+// An operand A of 16 rows in one part: `from` points to (row 0, k 0) of a step.
+template <typename Kind> DEV_FN uint4 rows_of_part(const float* from, uint64_t row_stride, uint32_t lane, bool low) {
+  const float* mine = from + lane / 4 * row_stride + lane % 4 * 2;
+  const Pair pairs[4] = {column_pair<Kind>(mine, 1), column_pair<Kind>(mine + 8 * row_stride, 1), column_pair<Kind>(mine + 8, 1),
+                         column_pair<Kind>(mine + 8 * row_stride + 8, 1)};
+  return low ? make_uint4(pairs[0].lo, pairs[1].lo, pairs[2].lo, pairs[3].lo)
+             : make_uint4(pairs[0].hi, pairs[1].hi, pairs[2].hi, pairs[3].hi);
+}
+
+// A matrix [U, columns] transposed, K running over columns: for warps `at` counts [group][step][lane], both parts together, for
+// warpgroups [group of 16][step][part][lane].
+DEV_FN uint4 transposed(const float* matrix, uint32_t columns, uint64_t at, bool for_warpgroups) {
+  const uint32_t steps = columns / 16, lane = at % 32;
+  if (for_warpgroups) {
+    const uint64_t step = at / 64 % steps, tile = at / 64 / steps;
+    return rows_of_part<Bfloats>(matrix + tile * 16 * columns + step * 16, columns, lane, at / 32 % 2);
+  }
+  const uint64_t step = at / 32 % steps, group = at / 32 / steps;
+  return both_parts<Bfloats>(matrix + (group * 8 + lane / 4) * columns + step * 16 + lane % 4 * 2, 1);
+}
+
 DEV_FN uint4 pack_piece(const LstmSize& size, const float* parameters, uint64_t at, bool for_warpgroups) {
   const uint32_t lane = at % 32, k = lane % 4 * 2, n = lane / 4;
-  if (at < size.packed_backward(0)) {
-    const uint64_t len = size.packed_matrix_len();
+  const uint64_t len = size.packed_matrix_len();
+  if (at < size.packed_backward(0))
     return forward_gates(size, parameters + size.matrix(uint32_t(at / len)), at % len, for_warpgroups);
-  }
-  if (at < size.packed_head()) {  // transposed: K runs over gate columns, N over the units fed back to
-    const uint64_t len = size.packed_matrix_len(), in = at - size.packed_backward(0), steps = size.gates() / 16;
-    const uint64_t step = in % len / 32 % steps, group = in % len / 32 / steps;
-    const float* matrix = parameters + size.matrix(uint32_t(in / len));
-    return both_parts<Bfloats>(matrix + (group * 8 + n) * size.gates() + step * 16 + k, 1);
+  if (at < size.packed_head()) {
+    const uint64_t in = at - size.packed_backward(0);
+    return transposed(parameters + size.matrix(uint32_t(in / len)), size.gates(), in % len, for_warpgroups);
   }
   if (at < size.packed_head_backward()) {
     const uint64_t in = (at - size.packed_head()) / 32, step = in % size.steps(), tile = in / size.steps();
     return both_parts<Halves>(parameters + size.head() + (step * 16 + k) * size.outputs + tile * 8 + n, size.outputs);
   }
-  const uint64_t in = (at - size.packed_head_backward()) / 32, steps = size.outputs / 16;
-  const uint64_t step = in % steps, group = in / steps;
-  return both_parts<Bfloats>(parameters + size.head() + (group * 8 + n) * size.outputs + step * 16 + k, 1);
+  return transposed(parameters + size.head(), size.outputs, at - size.packed_head_backward(), for_warpgroups);
 }
 
 // packed[size.packed_len()] from parameters. Any grid.

@@ -190,17 +190,17 @@ struct WarpgroupForward : LstmPass<WarpgroupForward<TILES, BLOCKS, SPLIT, KEEP, 
 #define LSTM_WARPGROUP(name, TILES, BLOCKS, SPLIT, KEEP, WARPGROUPS, AHEAD) \
   extern "C" __global__ void name(const __grid_constant__ LstmForward) { __trap(); }
 #endif
-LSTM_WARPGROUP(lstm_warpgroup_split_4, 4, 1, true, false, 2, 5)
-LSTM_WARPGROUP(lstm_warpgroup_plain_4, 4, 1, false, false, 2, 8)
+LSTM_WARPGROUP(lstm_warpgroup_split_4, 4, 1, true, false, 2, 4)
+LSTM_WARPGROUP(lstm_warpgroup_plain_4, 4, 1, false, false, 3, 4)
 LSTM_WARPGROUP(lstm_warpgroup_split_2, 2, 1, true, false, 4, 3)
-LSTM_WARPGROUP(lstm_warpgroup_plain_2, 2, 1, false, false, 4, 5)
+LSTM_WARPGROUP(lstm_warpgroup_plain_2, 2, 1, false, false, 4, 4)
 LSTM_WARPGROUP(lstm_warpgroup_split_1, 1, 1, true, false, 4, 4)
 LSTM_WARPGROUP(lstm_warpgroup_plain_1, 1, 1, false, false, 4, 6)
-LSTM_WARPGROUP(lstm_warpgroup_keep_2, 2, 1, true, true, 3, 4)
-LSTM_WARPGROUP(lstm_warpgroup_keep_1, 1, 1, true, true, 4, 4)
-LSTM_WARPGROUP(lstm_warpgroup_pair_split, 2, 2, true, false, 4, 3)
-LSTM_WARPGROUP(lstm_warpgroup_pair_plain, 2, 2, false, false, 4, 5)
-LSTM_WARPGROUP(lstm_warpgroup_pair_keep, 2, 2, true, true, 4, 3)
+LSTM_WARPGROUP(lstm_warpgroup_keep_2, 2, 1, true, true, 4, 2)
+LSTM_WARPGROUP(lstm_warpgroup_keep_1, 1, 1, true, true, 4, 2)
+LSTM_WARPGROUP(lstm_warpgroup_pair_split, 2, 2, true, false, 4, 2)
+LSTM_WARPGROUP(lstm_warpgroup_pair_plain, 2, 2, false, false, 4, 4)
+LSTM_WARPGROUP(lstm_warpgroup_pair_keep, 2, 2, true, true, 4, 2)
 
 EXPORT_KERNEL(lstm_warpgroup_split_4)
 EXPORT_KERNEL(lstm_warpgroup_plain_4)

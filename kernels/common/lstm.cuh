@@ -14,6 +14,8 @@
 //   forward head    [O/8 tiles][U/16 steps][32 lanes] x 16 bytes (high and low), fp16
 //   backward gates  [matrix][U/8 groups][4U/16 steps][32 lanes] x 16 bytes (high and low), bf16, transposed
 //   backward head   [U/8 groups][O/16 steps][32 lanes] x 16 bytes (high and low), bf16, transposed
+// For products of warpgroups forward gates are rows of A, a group's gates of a pair in turns, and backward ones
+//   [matrix][U/16][4U/16 steps][high, low][32 lanes] x 16 bytes, the head's [U/16][O/16 steps][high, low][32 lanes].
 // A group is 8 units with all four gates, so that one thread's accumulators hold everything a cell update needs.
 #pragma once
 #include "common/philox.cuh"

@@ -175,6 +175,6 @@ template <typename Layers, int TILES, int BLOCKS, bool SPLIT, bool KEEP> struct 
     for (uint32_t t = 0; t < a.longest; t++)
       if (!__syncthreads_or(step(t))) break;
     finish();
-    if (a.drawn.phi) walk();
+    if (!KEEP && a.drawn.phi) walk();
   }
 };

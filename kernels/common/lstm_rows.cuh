@@ -71,6 +71,8 @@ template <int TILES, int BLOCKS, bool KEEP> struct LstmRows {
     if (BLOCKS == 2) *dev::cluster_map(to, block ^ 1) = value;
   }
 
+  __device__ __forceinline__ bool samples() const { return !KEEP && a.mode == kSample; }
+
   // Of a row of logits, in floats: an odd number, which spreads rows over the banks.
   __device__ __forceinline__ uint32_t logit_stride() const { return a.size.outputs + 1; }
 
@@ -88,7 +90,7 @@ template <int TILES, int BLOCKS, bool KEEP> struct LstmRows {
     rows.token[local] = a.bos;
     rows.state[local] = 0;
     rows.log_q[local] = rows.log_model[local] = 0;
-    rows.length[local] = !in_use ? 0 : a.mode == kSample ? a.longest : a.lengths[rows.row[local]];
+    rows.length[local] = !in_use ? 0 : samples() ? a.longest : a.lengths[rows.row[local]];
     if (in_use && (rows.length[local] <= a.given[rows.row[local]] || rows.length[local] > a.longest)) reject(local);
     rows.alive[local] = rows.length[local] > 0;
   }
@@ -183,7 +185,7 @@ template <int TILES, int BLOCKS, bool KEEP> struct LstmRows {
       return;
     }
     const uint64_t sequence = uint64_t(rows.row[local]) * a.longest;
-    const bool given = live && t < a.given[rows.row[local]], draws = live && a.mode == kSample && !given;
+    const bool given = live && t < a.given[rows.row[local]], draws = live && samples() && !given;
     uint32_t emitted = live && !draws ? a.tokens[sequence + t] : 0;
     const bool bad = emitted >= a.size.vocab;
     if (bad) live = false, emitted = 0;
@@ -191,7 +193,7 @@ template <int TILES, int BLOCKS, bool KEEP> struct LstmRows {
     const Logits plain{a, logits + local * logit_stride(), t, in_state, false};
     const Logits drawn{a, plain.z, t, in_state, a.next != nullptr};
     const Softmax model = softmax(plain), q = drawn.guided ? softmax(drawn) : model;
-    if (a.mode == kSample) {
+    if (samples()) {
       const uint32_t picked = pick(drawn, q, draws ? uniform(local, t) : 0, draws);
       if (draws) emitted = picked;
     }
@@ -239,11 +241,11 @@ template <int TILES, int BLOCKS, bool KEEP> struct LstmRows {
       const uint32_t local = own(n);
       if (!used(local)) continue;
       const uint64_t sequence = uint64_t(rows.row[local]) * a.longest;
-      if (a.mode == kSample)
+      if (samples())
         for (uint32_t t = rows.length[local] + at.lane; t < a.longest; t += 32) a.tokens[sequence + t] = a.pad;
       if (at.lane != 0) continue;
-      if (a.mode == kSample) a.lengths[rows.row[local]] = rows.length[local];
-      if (a.mode == kSample) a.log_model[rows.row[local]] = rows.log_model[local];
+      if (samples()) a.lengths[rows.row[local]] = rows.length[local];
+      if (samples()) a.log_model[rows.row[local]] = rows.log_model[local];
       a.log_q[rows.row[local]] = rows.log_q[local];
     }
   }

@@ -319,6 +319,12 @@ kernels! {
     LstmBackward1 = "lstm_backward_1",
     /// `lstm_backward.cu`: 32 slots a block.
     LstmBackward2 = "lstm_backward_2",
+    /// `lstm_warpgroup_backward.cu`: 16 slots a block.
+    LstmWarpgroupBackward1 = "lstm_warpgroup_backward_1",
+    /// `lstm_warpgroup_backward.cu`: 32 slots a block.
+    LstmWarpgroupBackward2 = "lstm_warpgroup_backward_2",
+    /// `lstm_warpgroup_backward.cu`: 64 slots a block.
+    LstmWarpgroupBackward4 = "lstm_warpgroup_backward_4",
     /// `lstm_weights.cu`: outer products.
     LstmWeights = "lstm_weights",
     /// `lstm_weights.cu`: the sum over runs.

@@ -33,24 +33,24 @@ static const char* piece_of(const Product& product, const Block* block, int dept
 
 // Fragments as in the PTX manual, "Matrix fragments for wgmma.mma_async.m64nNk16": those of mma.m16n8k16.
 EMU_ACROSS_LANES static void land(const Product& product, const Block* block) {
-  float a[16][16];
+  float a[16][16];  // [depth][row]
   for (int lane = 0; lane < 32; lane++) {
     const uint4 words = *product.a[lane];
     const uint32_t mine[4] = {words.x, words.y, words.z, words.w};
     for (int i = 0; i < 4; i++)
       for (int half = 0; half < 2; half++)
-        a[lane / 4 + i % 2 * 8][lane % 4 * 2 + i / 2 * 8 + half] = product.to_float(uint16_t(mine[i] >> (16 * half)));
+        a[lane % 4 * 2 + i / 2 * 8 + half][lane / 4 + i % 2 * 8] = product.to_float(uint16_t(mine[i] >> (16 * half)));
   }
   for (int column = 0; column < product.columns; column++) {
     uint16_t b[16];
     for (int depth = 0; depth < 2; depth++) memcpy(b + depth * 8, piece_of(product, block, depth, column), 16);
-    float values[16];
-    for (int k = 0; k < 16; k++) values[k] = product.to_float(b[k]);
-    for (int row = 0; row < 16; row++) {
-      float sum = 0;
-      for (int k = 0; k < 16; k++) sum += a[row][k] * values[k];
-      product.d[row % 8 * 4 + column % 8 / 2][column / 8 * 4 + row / 8 * 2 + column % 2] += sum;
+    float sums[16] = {};
+    for (int k = 0; k < 16; k++) {
+      const float value = product.to_float(b[k]);
+      for (int row = 0; row < 16; row++) sums[row] += a[k][row] * value;
     }
+    for (int row = 0; row < 16; row++)
+      product.d[row % 8 * 4 + column % 8 / 2][column / 8 * 4 + row / 8 * 2 + column % 2] += sums[row];
   }
 }
 // All products of groups that are `keep` behind the latest, or older.

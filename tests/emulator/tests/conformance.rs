@@ -393,9 +393,8 @@ mod cases {
 
     pub fn stmatrix(run: Run) {
         let value = |matrix: usize, row: usize, column: usize| (matrix * 64 + row * 8 + column) as u32;
-        let pair = |m: usize, lane: usize| {
-            value(m, lane / 4, lane % 4 * 2) | value(m, lane / 4, lane % 4 * 2 + 1) << 16
-        };
+        let pair =
+            |m: usize, lane: usize| value(m, lane / 4, lane % 4 * 2) | value(m, lane / 4, lane % 4 * 2 + 1) << 16;
         let words: Vec<u32> = (0..64).map(|i| pair(i % 2, i / 2)).collect();
         let got = run("conform_stmatrix", Grid::new(1, 32).shared(256), &words, 64);
         if got.is_empty() {

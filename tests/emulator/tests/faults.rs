@@ -137,7 +137,11 @@ fn products_of_warpgroups_out_of_order() {
     let grid = Grid::new(1, 128).shared(1024);
     let parts = ["wgmma.f16 reads what thread ", "has written without a fence for it", &line("product"), "[thread "];
     expect_error("faulty_operand_without_fence", grid, &parts);
-    expect_error("faulty_product_without_fence", grid, &["wgmma.f16 without wgmma_fence", &line("unordered"), "[thread "]);
+    expect_error(
+        "faulty_product_without_fence",
+        grid,
+        &["wgmma.f16 without wgmma_fence", &line("unordered"), "[thread "],
+    );
     let text = run(Schedule::Forward, "faulty_product_without_wait", grid).expect_err("a fault").to_string();
     assert!(text.contains("a thread ends before its warp has waited for products"), "{text}");
 }

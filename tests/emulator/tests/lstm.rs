@@ -136,9 +136,9 @@ fn guide(space: Space) -> Guide {
 #[test]
 fn a_sequence_has_the_same_bits_in_every_batch() {
     use ebm_dpg::backend::gpu::Kernel::*;
-    let space = Space::new(3, 5).unwrap();
-    // Twenty groups of units: two for each of eight warps, and four left over.
-    let (lstm, all) = (lstm(space, 2, 150), sequences(space, 70));
+    let space = Space::new(3, 3).unwrap();
+    // Fourteen groups of units: one for each of eight warps, and six left over; three and a half times four warps.
+    let (lstm, all) = (lstm(space, 2, 100), sequences(space, 70));
     let kernels = |schedule: Schedule, capability: u32, expected: &[(usize, Kernel)]| {
         let score = |rows: usize| {
             let emulator = Emulator::new(schedule).unwrap().limited(Limits::new(227 << 10, 4, capability));
@@ -158,6 +158,46 @@ fn a_sequence_has_the_same_bits_in_every_batch() {
         kernels(schedule, 80, &[(16, LstmForwardSplit1), (40, LstmForwardSplit2), (70, LstmForwardSplit4)]);
         let pair = (20, LstmWarpgroupPairSplit);
         kernels(schedule, 90, &[(16, LstmWarpgroupSplit1), pair, (40, LstmWarpgroupSplit2), (70, LstmWarpgroupSplit4)]);
+    }
+}
+
+/// 128 slots in blocks of 16, 32 and, by warpgroups, 64, as the device has more or fewer multiprocessors.
+#[test]
+fn a_gradient_has_the_same_bits_on_every_device() {
+    use ebm_dpg::backend::gpu::Kernel::*;
+    let space = Space::new(3, 3).unwrap();
+    // Seven tiles of 16 units and as many of the layer below: three and a half times four warps.
+    let (lstm, all) = (lstm(space, 2, 100), sequences(space, 70));
+    let weights: Vec<f32> = (0..70).map(|row| (row % 5) as f32 - 1.0).collect();
+    let gradients = |schedule: Schedule, capability: u32, multiprocessors: usize| {
+        let limits = Limits::new(227 << 10, multiprocessors, capability);
+        let emulator = Emulator::new(schedule).unwrap().limited(limits);
+        let gpu = Gpu::new(emulator.clone()).unwrap();
+        let mut lstm = lstm.to_gpu(&gpu).unwrap();
+        emulator.take_launches();
+        gradient(&gpu, &mut lstm, &upload(&gpu, space, &all), &weights, None);
+        let launches = emulator.take_launches();
+        (lstm.gradients().unwrap(), launches)
+    };
+    let bits = |gradients: &[(String, Vec<f32>)]| {
+        gradients.iter().map(|(_, values)| support::bits(values)).collect::<Vec<_>>()
+    };
+    let weighted: Vec<_> = all.iter().cloned().zip(weights.iter().map(|&weight| f64::from(weight))).collect();
+    let want = oracle_of(&lstm).gradient(&weighted);
+    let older = [(8, LstmBackward1), (4, LstmBackward2)];
+    let by_warpgroups = [(8, LstmWarpgroupBackward1), (4, LstmWarpgroupBackward2), (2, LstmWarpgroupBackward4)];
+    for schedule in Schedule::all().into_iter().rev().take(2) {
+        for (capability, devices) in [(80, &older[..]), (90, &by_warpgroups[..])] {
+            let (first, _) = gradients(schedule, capability, devices[0].0);
+            for (name, values) in &first {
+                assert_block_close(name, values, &want[name], 2e-4);
+            }
+            for &(multiprocessors, kernel) in devices {
+                let (got, launches) = gradients(schedule, capability, multiprocessors);
+                assert!(launches.contains(&kernel), "{multiprocessors} multiprocessors: {launches:?}");
+                assert!(bits(&got) == bits(&first), "{multiprocessors} multiprocessors, {schedule:?}");
+            }
+        }
     }
 }
 

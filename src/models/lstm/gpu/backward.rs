@@ -1,12 +1,12 @@
 //! The weighted gradient: rows that have one, forward with everything kept, back through time, parameter sums
-//! (`kernels/lstm_backward.cu`, `kernels/lstm_weights.cu`).
+//! (`kernels/lstm_backward.cu`, `kernels/lstm_warpgroup_backward.cu`, `kernels/lstm_weights.cu`).
 
 use super::GpuLstm;
 use super::forward::{Pass, SCORE, grid};
 use super::layout::{Dropout, Size, TILE};
 use super::weights::{Jobs, Kept, RUNS};
 use crate::backend::Memory;
-use crate::backend::gpu::{Argument, Gpu, GpuBuffer, GpuView, GpuViewMut, Grid, Kernel, Launcher, arguments};
+use crate::backend::gpu::{Argument, Gpu, GpuBuffer, GpuView, GpuViewMut, Grid, Kernel, Launcher, Limits, arguments};
 use crate::error::{Error, Result};
 use crate::models::{Coefficients, Weighting};
 use crate::tokens::{Batch, Space};
@@ -110,9 +110,27 @@ struct Backward {
 }
 
 /// Shared memory of a block of the backward kernel: a coefficient and a row, gate gradients and residuals of each row in two
-/// parts, and the tiles' steps.
-fn shared_bytes(size: Size, tiles: usize) -> usize {
-    16 + tiles * TILE * 4 * (2 + size.gates() + 8 + size.outputs() + 8)
+/// parts, and the tiles' steps. Eight values behind each row, or for warpgroups behind eight columns of all rows, spread them
+/// over the banks.
+fn shared_bytes(size: Size, tiles: usize, warpgroups: bool) -> usize {
+    let (rows, columns) = (tiles * TILE, size.gates() + size.outputs());
+    let values = if warpgroups { columns * (rows + 1) } else { rows * (columns + 2 * 8) };
+    16 + 8 * rows + 4 * values
+}
+
+/// The kernel for blocks of so many tiles, and the grid for so many blocks: as many warps as there is work for, as far as
+/// registers go.
+fn launch_of(size: Size, tiles: usize, blocks: usize, limits: Limits) -> (Kernel, Grid) {
+    let layers = if size.layers() > 1 { 2 } else { 1 };
+    let warpgroups = (layers * size.units() / TILE).div_ceil(4).min(4);
+    let by_warpgroups = |kernel| (kernel, Grid::new(blocks as u32, 128 * warpgroups as u32));
+    match (limits.has_warpgroups(), tiles) {
+        (true, 1) => by_warpgroups(Kernel::LstmWarpgroupBackward1),
+        (true, 2) => by_warpgroups(Kernel::LstmWarpgroupBackward2),
+        (true, _) => by_warpgroups(Kernel::LstmWarpgroupBackward4),
+        (false, 1) => (Kernel::LstmBackward1, grid(size, blocks, 16, limits)),
+        (false, _) => (Kernel::LstmBackward2, grid(size, blocks, 12, limits)),
+    }
 }
 
 impl<L: Launcher> GpuLstm<L> {
@@ -200,13 +218,17 @@ impl<L: Launcher> GpuLstm<L> {
     ) -> Result<()> {
         let (size, limits) = (self.size, self.limits());
         let training = self.training.as_ref().expect("made by backpropagate");
-        let fits = |tiles: usize| shared_bytes(size, tiles) <= limits.shared_bytes;
-        if !fits(1) {
+        let bytes = |tiles: usize| shared_bytes(size, tiles, limits.has_warpgroups());
+        if bytes(1) > limits.shared_bytes {
             let expected = format!("what fits into {} bytes of shared memory", limits.shared_bytes);
-            let got = format!("{} bytes (hidden {})", shared_bytes(size, 1), size.units);
+            let got = format!("{} bytes (hidden {})", bytes(1), size.units);
             return Err(Error::argument("LSTM gradient on the GPU", expected, got));
         }
-        let tiles = if fits(2) && slots.div_ceil(2 * TILE) >= limits.multiprocessors { 2 } else { 1 };
+        let largest = if limits.has_warpgroups() { 4 } else { 2 };
+        let full = |tiles: usize| {
+            bytes(tiles) <= limits.shared_bytes && slots.div_ceil(tiles * TILE) >= limits.multiprocessors
+        };
+        let tiles = [4, 2].into_iter().find(|&tiles| tiles <= largest && full(tiles)).unwrap_or(1);
         let (kind, alpha) = coefficients.weighting.code();
         let address = |values: &Option<GpuView<'_, f64>>| values.as_ref().map_or(0, |values| values.address());
         let argument = Backward {
@@ -233,9 +255,9 @@ impl<L: Launcher> GpuLstm<L> {
             unused: 0,
             dropout,
         };
-        let (kernel, warps) = if tiles == 1 { (Kernel::LstmBackward1, 16) } else { (Kernel::LstmBackward2, 12) };
-        let grid = grid(size, slots.div_ceil(tiles * TILE), warps, limits).shared(shared_bytes(size, tiles));
-        // lstm_backward_*(const LstmBackward arguments)
+        let (kernel, grid) = launch_of(size, tiles, slots.div_ceil(tiles * TILE), limits);
+        let grid = grid.shared(bytes(tiles));
+        // lstm_backward_*(const LstmBackward arguments), lstm_warpgroup_backward_*(const LstmBackward arguments)
         // SAFETY: the buffers have the sizes that the kernel's header gives, for `capacity` slots and the batch's rows.
         unsafe { self.gpu.launch(kernel, grid, &[Argument::Struct(bytemuck::bytes_of(&argument))]) }
     }

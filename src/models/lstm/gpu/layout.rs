@@ -116,9 +116,8 @@ impl Size {
     /// The parameters by the names of [`Lstm::tensors`](crate::models::Lstm::tensors): for each, the index in the flat
     /// vector of its elements in row-major order.
     pub fn tensors(self, hidden: usize) -> Vec<(String, Vec<usize>)> {
-        let gates = move |row: usize| {
-            (0..4 * hidden).map(move |at| row + at % hidden * 4 + at / hidden).collect::<Vec<_>>()
-        };
+        let gates =
+            move |row: usize| (0..4 * hidden).map(move |at| row + at % hidden * 4 + at / hidden).collect::<Vec<_>>();
         let rows = |start: usize, count: usize| (0..count).flat_map(|row| gates(start + row * self.gates())).collect();
         let mut tensors = Vec::new();
         for layer in 0..self.layers() {
