@@ -170,33 +170,46 @@ template <int N> DEV_FN void wgmma_done(float (&d)[N]) {
   for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 // B in shared memory, 16 values deep: pieces of 8 columns by 8 values, each 128 bytes, a column's values side by side. So many
-// bytes lie between the two pieces in depth, and between pieces of neighbouring columns. Adding 1 moves it by 16 bytes.
+// bytes lie between the two pieces in depth, and between pieces of the next eight columns. Adding 1 moves it by 16 bytes.
 DEV_FN uint64_t wgmma_operand(const void* first, uint32_t depth_stride, uint32_t column_stride) {
   return (smem(first) >> 4 & 0x3FFF) | uint64_t(depth_stride >> 4) << 16 | uint64_t(column_stride >> 4) << 32;
 }
 #define DEV_OUT(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
-#define DEV_A_B "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b)
-#define DEV_WGMMA(TYPE)                                                                                              \
-  DEV_FN void wgmma_##TYPE(float (&d)[8], uint4 a, uint64_t b) {                                                      \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32." #TYPE "." #TYPE                                        \
-                 "{%0,%1,%2,%3,%4,%5,%6,%7},{%8,%9,%10,%11},%12,1,1,1,0;"                                             \
-                 : DEV_OUT(0) : DEV_A_B);                                                                            \
-  }                                                                                                                  \
-  DEV_FN void wgmma_##TYPE(float (&d)[16], uint4 a, uint64_t b) {                                                     \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32." #TYPE "." #TYPE                                        \
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15},{%16,%17,%18,%19},%20,1,1,1,0;"              \
-                 : DEV_OUT(0), DEV_OUT(8) : DEV_A_B);                                                                \
-  }                                                                                                                  \
-  DEV_FN void wgmma_##TYPE(float (&d)[32], uint4 a, uint64_t b) {                                                     \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." #TYPE "." #TYPE                                        \
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                                            \
-                 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31},{%32,%33,%34,%35},%36,1,1,1,0;"     \
-                 : DEV_OUT(0), DEV_OUT(8), DEV_OUT(16), DEV_OUT(24) : DEV_A_B);                                      \
+#define DEV_OUT32(i) DEV_OUT(i), DEV_OUT(i + 8), DEV_OUT(i + 16), DEV_OUT(i + 24)
+#define DEV_D8 "{%0,%1,%2,%3,%4,%5,%6,%7"
+#define DEV_D16 DEV_D8 ",%8,%9,%10,%11,%12,%13,%14,%15"
+#define DEV_D32 DEV_D16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define DEV_D64 DEV_D32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47" \
+                        ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define DEV_D104 DEV_D64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79" \
+                         ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95" \
+                         ",%96,%97,%98,%99,%100,%101,%102,%103"
+// NAME for N columns, D in VALUES registers; TRANS is 1 where B's columns lie side by side.
+#define DEV_WGMMA(NAME, TYPE, N, VALUES, TRANS, D, AB, ...)                                                   \
+  DEV_FN void NAME(float (&d)[VALUES], uint4 a, uint64_t b) {                                                 \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." #TYPE "." #TYPE D "}," AB ",1,1,1," #TRANS ";" \
+                 : __VA_ARGS__                                                                                \
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b));                                           \
   }
-DEV_WGMMA(f16)
-DEV_WGMMA(bf16)
+DEV_WGMMA(wgmma_f16, f16, 16, 8, 0, DEV_D8, "{%8,%9,%10,%11},%12", DEV_OUT(0))
+DEV_WGMMA(wgmma_f16, f16, 32, 16, 0, DEV_D16, "{%16,%17,%18,%19},%20", DEV_OUT(0), DEV_OUT(8))
+DEV_WGMMA(wgmma_f16, f16, 64, 32, 0, DEV_D32, "{%32,%33,%34,%35},%36", DEV_OUT32(0))
+DEV_WGMMA(wgmma_bf16, bf16, 16, 8, 0, DEV_D8, "{%8,%9,%10,%11},%12", DEV_OUT(0))
+DEV_WGMMA(wgmma_bf16, bf16, 32, 16, 0, DEV_D16, "{%16,%17,%18,%19},%20", DEV_OUT(0), DEV_OUT(8))
+DEV_WGMMA(wgmma_bf16, bf16, 64, 32, 0, DEV_D32, "{%32,%33,%34,%35},%36", DEV_OUT32(0))
+// The same where a piece of B is 8 values deep by 8 columns, the columns' values of a depth side by side.
+DEV_WGMMA(wgmma_bf16_trans, bf16, 32, 16, 1, DEV_D16, "{%16,%17,%18,%19},%20", DEV_OUT(0), DEV_OUT(8))
+DEV_WGMMA(wgmma_bf16_trans, bf16, 64, 32, 1, DEV_D32, "{%32,%33,%34,%35},%36", DEV_OUT32(0))
+DEV_WGMMA(wgmma_bf16_trans, bf16, 128, 64, 1, DEV_D64, "{%64,%65,%66,%67},%68", DEV_OUT32(0), DEV_OUT32(32))
+DEV_WGMMA(wgmma_bf16_trans, bf16, 208, 104, 1, DEV_D104, "{%104,%105,%106,%107},%108", DEV_OUT32(0), DEV_OUT32(32), DEV_OUT32(64),
+          DEV_OUT(96))
 #undef DEV_WGMMA
-#undef DEV_A_B
+#undef DEV_D104
+#undef DEV_D64
+#undef DEV_D32
+#undef DEV_D16
+#undef DEV_D8
+#undef DEV_OUT32
 #undef DEV_OUT
 #endif
 

@@ -327,6 +327,12 @@ kernels! {
     LstmWarpgroupBackward4 = "lstm_warpgroup_backward_4",
     /// `lstm_weights.cu`: outer products.
     LstmWeights = "lstm_weights",
+    /// `lstm_warpgroup_weights.cu`: outer products, blocks of 64 units.
+    LstmWarpgroupWeights64 = "lstm_warpgroup_weights_64",
+    /// `lstm_warpgroup_weights.cu`: outer products, blocks of 128 units.
+    LstmWarpgroupWeights128 = "lstm_warpgroup_weights_128",
+    /// `lstm_warpgroup_weights.cu`: outer products, blocks of 208 units.
+    LstmWarpgroupWeights208 = "lstm_warpgroup_weights_208",
     /// `lstm_weights.cu`: the sum over runs.
     LstmFold = "lstm_fold",
     /// `tokens.cu`: rows of a batch by number.

@@ -12,6 +12,7 @@ static void land(const Copy& copy) {
   memcpy(copy.to, copy.from ? copy.from : value.data(), bytes);
   const size_t rest = copy.bytes - copy.from_bytes;
   if (rest) memset(static_cast<char*>(copy.to) + copy.from_bytes, 0, rest);
+  if (!copy.bar) note_unfenced(copy.to);
 }
 
 // ---- cp.async

@@ -35,6 +35,7 @@ struct Product {
   const uint4* a[32];
   uint64_t b;
   int columns;
+  bool transposed;
   float (*to_float)(uint16_t);
   unsigned group;
   const char* name;

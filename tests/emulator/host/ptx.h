@@ -120,10 +120,13 @@ inline void fence_async(emu::Site at = emu::Site::current()) {
 }
 
 template <int N> void wgmma_f16(float (&d)[N], const uint4& a, uint64_t b, emu::Site at = emu::Site::current()) {
-  emu::wgmma(d, 2 * N, &a, b, &emu::f16_to_float, "wgmma.f16", at);
+  emu::wgmma(d, 2 * N, &a, b, false, &emu::f16_to_float, "wgmma.f16", at);
 }
 template <int N> void wgmma_bf16(float (&d)[N], const uint4& a, uint64_t b, emu::Site at = emu::Site::current()) {
-  emu::wgmma(d, 2 * N, &a, b, &emu::bf16_to_float, "wgmma.bf16", at);
+  emu::wgmma(d, 2 * N, &a, b, false, &emu::bf16_to_float, "wgmma.bf16", at);
+}
+template <int N> void wgmma_bf16_trans(float (&d)[N], const uint4& a, uint64_t b, emu::Site at = emu::Site::current()) {
+  emu::wgmma(d, 2 * N, &a, b, true, &emu::bf16_to_float, "wgmma.bf16", at);
 }
 inline void wgmma_fence(emu::Site at = emu::Site::current()) { emu::wgmma_fence(at); }
 inline void wgmma_commit(emu::Site at = emu::Site::current()) { emu::wgmma_commit(at); }

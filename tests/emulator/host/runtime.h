@@ -77,7 +77,8 @@ void mbarrier_init(uint64_t* bar, unsigned count, Site at);
 void mbarrier_arrive(uint64_t* bar, unsigned bytes, Site at);
 void mbarrier_wait(uint64_t* bar, unsigned parity, Site at);
 void bulk_copy(void* to, const void* from, unsigned bytes, uint64_t* bar, Site at);
-void wgmma(float* d, int columns, const uint4* a, uint64_t b, float (*to_float)(uint16_t), const char* name, Site at);
+void wgmma(float* d, int columns, const uint4* a, uint64_t b, bool transposed, float (*to_float)(uint16_t), const char* name,
+           Site at);
 void wgmma_commit(Site at);
 void wgmma_wait(unsigned keep, Site at);
 void wgmma_fence(Site at);

@@ -17,11 +17,11 @@ void fence_async() {
 }
 
 // ---- Products
-// 16 bytes of B: eight values of one column.
-static const char* piece_of(const Product& product, const Block* block, int depth, int column) {
+// 16 bytes of B: the line-th eight values of a piece, which is one of two in depth and one for each eight columns.
+static const char* eight_of(const Product& product, const Block* block, int depth, int columns, int line) {
   const uint64_t b = product.b;
   const size_t offset = (b & 0x3fff) * 16 + (b >> 16 & 0x3fff) * 16 * size_t(depth) +
-                        (b >> 32 & 0x3fff) * 16 * size_t(column / 8) + size_t(column % 8) * 16;
+                        (b >> 32 & 0x3fff) * 16 * size_t(columns) + size_t(line) * 16;
   if (offset + 16 > block->dynamic.bytes)
     fail(product.at, "%s reads %zu bytes into %zu of shared memory", product.name, offset, block->dynamic.bytes);
   const char* piece = block->dynamic.start + offset;
@@ -41,12 +41,18 @@ EMU_ACROSS_LANES static void land(const Product& product, const Block* block) {
       for (int half = 0; half < 2; half++)
         a[lane % 4 * 2 + i / 2 * 8 + half][lane / 4 + i % 2 * 8] = product.to_float(uint16_t(mine[i] >> (16 * half)));
   }
+  uint16_t b[16][256], eight[8];  // [depth][column]
+  for (int depth = 0; depth < 2; depth++)
+    for (int first = 0; first < product.columns; first += 8)
+      for (int line = 0; line < 8; line++) {
+        memcpy(eight, eight_of(product, block, depth, first / 8, line), 16);
+        for (int i = 0; i < 8; i++)
+          (product.transposed ? b[depth * 8 + line][first + i] : b[depth * 8 + i][first + line]) = eight[i];
+      }
   for (int column = 0; column < product.columns; column++) {
-    uint16_t b[16];
-    for (int depth = 0; depth < 2; depth++) memcpy(b + depth * 8, piece_of(product, block, depth, column), 16);
     float sums[16] = {};
     for (int k = 0; k < 16; k++) {
-      const float value = product.to_float(b[k]);
+      const float value = product.to_float(b[k][column]);
       for (int row = 0; row < 16; row++) sums[row] += a[k][row] * value;
     }
     for (int row = 0; row < 16; row++)
@@ -69,6 +75,7 @@ struct Operands {
   const uint4* a;
   uint64_t b;
   int columns;
+  bool transposed;
   float (*to_float)(uint16_t);
 };
 EMU_ACROSS_LANES static void begin_product(const Lanes& lanes) {
@@ -76,7 +83,7 @@ EMU_ACROSS_LANES static void begin_product(const Lanes& lanes) {
   Warp* warp = self()->warp;
   if (!warp->fenced) fail(lanes.at, "%s without wgmma_fence since the last group", lanes.name);
   const auto* first = static_cast<Operands*>(lanes.arguments[0]);
-  Product product{{}, {}, first->b, first->columns, first->to_float, warp->product_groups, lanes.name, lanes.at};
+  Product product{{}, {}, first->b, first->columns, first->transposed, first->to_float, warp->product_groups, lanes.name, lanes.at};
   for (int lane = 0; lane < 32; lane++) {
     const auto* mine = static_cast<Operands*>(lanes.arguments[lane]);
     if (mine->b != product.b) fail(lanes.at, "%s: lanes name different operands B", lanes.name);
@@ -86,8 +93,9 @@ EMU_ACROSS_LANES static void begin_product(const Lanes& lanes) {
   RuntimeScope scope;
   warp->products.push_back(product);
 }
-void wgmma(float* d, int columns, const uint4* a, uint64_t b, float (*to_float)(uint16_t), const char* name, Site at) {
-  Operands argument{d, a, b, columns, to_float};
+void wgmma(float* d, int columns, const uint4* a, uint64_t b, bool transposed, float (*to_float)(uint16_t), const char* name,
+           Site at) {
+  Operands argument{d, a, b, columns, transposed, to_float};
   meet(~0u, &begin_product, &argument, name, at);
 }
 

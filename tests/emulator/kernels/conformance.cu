@@ -301,15 +301,19 @@ CONFORMANCE_KERNEL(conform_stmatrix) {
 }
 
 // in: A as fragments (4 words per thread of four warps), and B: N + 8 columns of 16 values. out: each thread's 2 * N / 4 sums of
-// A B + A B', where B' is B from its second column on, and what they started from.
-template <int N, typename Product> DEV_FN void product_of_warpgroup(const uint32_t* in, uint32_t* out, Product product) {
+// A B + A B', where B' is B from its second column on (its ninth where columns lie side by side), and what they started from.
+template <int N, bool TRANSPOSED = false, typename Product>
+DEV_FN void product_of_warpgroup(const uint32_t* in, uint32_t* out, uint32_t* b, Product product) {
 #ifdef HAS_WARPGROUPS
-  constexpr uint32_t kDepth = (N + 8) * 16 + 48;
-  SHARED_DYN(uint32_t, b);  // pieces of 8 columns by 8 values
+  constexpr uint32_t kDepth = (N + 8) * 16 + 48;  // bytes of shared memory: pieces of 8 columns by 8 values
   const int t = threadIdx.x;
   for (int i = t; i < (N + 8) * 8; i += 128) {
     const int column = i / 8, pair = i % 8;
-    b[pair / 4 * (kDepth / 4) + column / 8 * 32 + column % 8 * 4 + pair % 4] = in[512 + i];
+    if (TRANSPOSED) {
+      auto* values = reinterpret_cast<uint16_t*>(b) + pair / 4 * (kDepth / 2) + column / 8 * 64 + column % 8;
+      values[pair % 4 * 16] = uint16_t(in[512 + i]);
+      values[pair % 4 * 16 + 8] = uint16_t(in[512 + i] >> 16);
+    } else b[pair / 4 * (kDepth / 4) + column / 8 * 32 + column % 8 * 4 + pair % 4] = in[512 + i];
   }
   dev::fence_async();
   __syncthreads();
@@ -321,7 +325,7 @@ template <int N, typename Product> DEV_FN void product_of_warpgroup(const uint32
   product(d, a, operand);
   dev::wgmma_commit();
   dev::wgmma_fence();
-  product(d, a, operand + 1);
+  product(d, a, operand + (TRANSPOSED ? 8 : 1));
   dev::wgmma_commit();
   dev::wgmma_wait<1>();
   dev::wgmma_wait<0>();
@@ -334,10 +338,38 @@ template <int N, typename Product> DEV_FN void product_of_warpgroup(const uint32
 #else
 #define OF_WARPGROUP(TYPE) 0
 #endif
-CONFORMANCE_KERNEL(conform_wgmma_16) { product_of_warpgroup<16>(in, out, OF_WARPGROUP(f16)); }
-CONFORMANCE_KERNEL(conform_wgmma_32) { product_of_warpgroup<32>(in, out, OF_WARPGROUP(f16)); }
-CONFORMANCE_KERNEL(conform_wgmma_64) { product_of_warpgroup<64>(in, out, OF_WARPGROUP(f16)); }
-CONFORMANCE_KERNEL(conform_wgmma_bf16) { product_of_warpgroup<32>(in, out, OF_WARPGROUP(bf16)); }
+CONFORMANCE_KERNEL(conform_wgmma_16) {
+  SHARED_DYN(uint32_t, b);
+  product_of_warpgroup<16>(in, out, b, OF_WARPGROUP(f16));
+}
+CONFORMANCE_KERNEL(conform_wgmma_32) {
+  SHARED_DYN(uint32_t, b);
+  product_of_warpgroup<32>(in, out, b, OF_WARPGROUP(f16));
+}
+CONFORMANCE_KERNEL(conform_wgmma_64) {
+  SHARED_DYN(uint32_t, b);
+  product_of_warpgroup<64>(in, out, b, OF_WARPGROUP(f16));
+}
+CONFORMANCE_KERNEL(conform_wgmma_trans_32) {
+  SHARED_DYN(uint32_t, b);
+  product_of_warpgroup<32, true>(in, out, b, OF_WARPGROUP(bf16_trans));
+}
+CONFORMANCE_KERNEL(conform_wgmma_trans_64) {
+  SHARED_DYN(uint32_t, b);
+  product_of_warpgroup<64, true>(in, out, b, OF_WARPGROUP(bf16_trans));
+}
+CONFORMANCE_KERNEL(conform_wgmma_trans_128) {
+  SHARED_DYN(uint32_t, b);
+  product_of_warpgroup<128, true>(in, out, b, OF_WARPGROUP(bf16_trans));
+}
+CONFORMANCE_KERNEL(conform_wgmma_trans_208) {
+  SHARED_DYN(uint32_t, b);
+  product_of_warpgroup<208, true>(in, out, b, OF_WARPGROUP(bf16_trans));
+}
+CONFORMANCE_KERNEL(conform_wgmma_bf16) {
+  SHARED_DYN(uint32_t, b);
+  product_of_warpgroup<32>(in, out, b, OF_WARPGROUP(bf16));
+}
 
 // ---- Clusters, mbarriers and bulk copies: compute capability 9.0
 // Each block reads the static and the dynamic shared memory of the next block of its cluster.
@@ -444,6 +476,10 @@ EXPORT_KERNEL(conform_wgmma_16)
 EXPORT_KERNEL(conform_wgmma_32)
 EXPORT_KERNEL(conform_wgmma_64)
 EXPORT_KERNEL(conform_wgmma_bf16)
+EXPORT_KERNEL(conform_wgmma_trans_32)
+EXPORT_KERNEL(conform_wgmma_trans_64)
+EXPORT_KERNEL(conform_wgmma_trans_128)
+EXPORT_KERNEL(conform_wgmma_trans_208)
 EXPORT_KERNEL(conform_cluster)
 EXPORT_KERNEL(conform_store_to_block)
 EXPORT_KERNEL(conform_bulk_copy)

@@ -56,6 +56,7 @@ on_every_backend!(
     stmatrix,
     wgmma_f16,
     wgmma_bf16,
+    wgmma_trans,
     cluster,
     store_to_block,
     bulk_copy,
@@ -411,16 +412,23 @@ mod cases {
 
     pub fn wgmma_f16(run: Run) {
         for columns in [16, 32, 64] {
-            wgmma(run, &format!("conform_wgmma_{columns}"), columns, |x| f16::from_f32(x as f32).to_bits());
+            wgmma(run, &format!("conform_wgmma_{columns}"), columns, 1, |x| f16::from_f32(x as f32).to_bits());
         }
     }
 
     pub fn wgmma_bf16(run: Run) {
-        wgmma(run, "conform_wgmma_bf16", 32, |x| bf16::from_f32(x as f32).to_bits());
+        wgmma(run, "conform_wgmma_bf16", 32, 1, |x| bf16::from_f32(x as f32).to_bits());
     }
 
-    /// The fragments of the PTX manual (wgmma.mma_async.m64nNk16): those of mma.m16n8k16, 16 rows a warp.
-    fn wgmma(run: Run, name: &str, columns: usize, bits: impl Fn(i32) -> u16) {
+    pub fn wgmma_trans(run: Run) {
+        for columns in [32, 64, 128, 208] {
+            wgmma(run, &format!("conform_wgmma_trans_{columns}"), columns, 8, |x| bf16::from_f32(x as f32).to_bits());
+        }
+    }
+
+    /// The fragments of the PTX manual (wgmma.mma_async.m64nNk16): those of mma.m16n8k16, 16 rows a warp; and the product again
+    /// with B from column `apart` on.
+    fn wgmma(run: Run, name: &str, columns: usize, apart: usize, bits: impl Fn(i32) -> u16) {
         let pair = |low: i32, high: i32| bits(low) as u32 | (bits(high) as u32) << 16;
         let row = |thread: usize| thread / 32 * 16 + thread % 32 / 4;
         let mut input = Vec::new();
@@ -433,11 +441,11 @@ mod cases {
         for column in 0..columns + 8 {
             input.extend((0..8).map(|at| pair(small(2 * at, column, 2), small(2 * at + 1, column, 2))));
         }
-        let got = run(name, Grid::new(1, 128).shared(4096), &input, 128 * columns / 2);
+        let got = run(name, Grid::new(1, 128).shared(8192), &input, 128 * columns / 2);
         for (at, &got) in got.iter().enumerate() {
             let (thread, i) = (at / (columns / 2), at % (columns / 2));
             let (row, column) = (row(thread) + i / 2 % 2 * 8, i / 4 * 8 + thread % 4 * 2 + i % 2);
-            let expected = product(row, column) + product(row, column + 1) + (thread % 7 + i) as i32;
+            let expected = product(row, column) + product(row, column + apart) + (thread % 7 + i) as i32;
             assert_eq!(got as i32, expected, "{columns} columns: row {row}, column {column}");
         }
     }

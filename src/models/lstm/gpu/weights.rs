@@ -1,18 +1,65 @@
-//! The blocks of parameters as sums of outer products: the job table of `kernels/lstm_weights.cu`.
+//! The blocks of parameters as sums of outer products: the job table of `kernels/common/lstm_outer.cuh`.
 
 use super::layout::Size;
 use crate::backend::Memory;
-use crate::backend::gpu::{Argument, Gpu, GpuBuffer, Grid, Kernel, Launcher};
+use crate::backend::gpu::{Argument, Gpu, GpuBuffer, Grid, Kernel, Launcher, Limits};
 use crate::error::Result;
 
 /// Runs of slabs whose sums are folded in order.
 pub(super) const RUNS: usize = 16;
 
-/// Rows and columns of a block's outputs.
-const OUT: usize = 128;
+/// Columns of a block's outputs, and of shared memory's rows.
+const COLUMNS: usize = 128;
 
-/// Shared memory of a block: three times two slabs of two operands of 16 slots by 136 places in two parts.
-const SHARED_BYTES: usize = 3 * 2 * 2 * 16 * (OUT + 8) * 4;
+/// Rows of which a job of warpgroups has blocks of their own: more, and there are blocks of as many as the kernel has units.
+const FEW: usize = 32;
+
+/// Which kernel makes the products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// By warps, in blocks of 128 rows.
+    Warps,
+    /// By warpgroups, in blocks of 64, 128 or 208 rows.
+    Warpgroups(usize),
+}
+
+impl Way {
+    /// Of the blocks of rows for warpgroups those that cover the units with the fewest rows, and of these the largest.
+    fn new(size: Size, limits: Limits) -> Way {
+        let covered = |rows: usize| size.units().div_ceil(rows) * rows;
+        let rows = [208, 128, 64].into_iter().min_by_key(|&rows| covered(rows)).expect("three");
+        if limits.has_warpgroups() { Way::Warpgroups(rows) } else { Way::Warps }
+    }
+
+    /// Rows of a block's outputs in a job with so many.
+    fn rows(self, of_job: usize) -> usize {
+        match self {
+            Way::Warps => 128,
+            Way::Warpgroups(_) if of_job <= FEW => FEW,
+            Way::Warpgroups(rows) => rows,
+        }
+    }
+
+    fn kernel(self) -> Kernel {
+        match self {
+            Way::Warps => Kernel::LstmWeights,
+            Way::Warpgroups(64) => Kernel::LstmWarpgroupWeights64,
+            Way::Warpgroups(128) => Kernel::LstmWarpgroupWeights128,
+            Way::Warpgroups(_) => Kernel::LstmWarpgroupWeights208,
+        }
+    }
+
+    /// Shared memory of a block: three times two slabs of two operands of 16 slots in two parts. An operand that is read slot by
+    /// slot has eight values behind each slot; one for products of warpgroups eight behind each eight columns.
+    fn shared_bytes(self) -> usize {
+        let by_slot = 16 * (COLUMNS + 8);
+        let left = match self {
+            Way::Warps => by_slot,
+            Way::Warpgroups(rows) => rows / 8 * (16 * 8 + 8),
+        };
+        3 * 2 * 2 * 2 * (by_slot + left)
+    }
+}
 
 const STATE: u32 = 0;
 const ONE_HOT: u32 = 1;
@@ -52,6 +99,7 @@ pub(super) struct Jobs<L: Launcher> {
     table: GpuBuffer<L, u64>,
     count: usize,
     blocks: u32,
+    way: Way,
 }
 
 /// The kept buffers that jobs read, as `kernels/lstm_forward.cu` lays them out.
@@ -76,11 +124,11 @@ impl<L: Launcher> Jobs<L> {
         };
         let gate = |layer: usize| gates.address() + 4 * (layer * longest * capacity * columns) as u64;
         let mut jobs: Vec<Job> = Vec::new();
-        let mut blocks = 0;
+        let (mut blocks, way) = (0, Way::new(size, gpu.launcher().limits()));
         let mut add = |kind, left, right, out: usize, rows: usize, columns: usize| {
             let (out, rows_, columns_) = (out as u64, rows as u32, columns as u32);
             jobs.push(Job { left, right, out, kind, rows: rows_, columns: columns_, first_block: blocks });
-            blocks += (rows.div_ceil(OUT) * columns.div_ceil(OUT)) as u32;
+            blocks += (rows.div_ceil(way.rows(rows)) * columns.div_ceil(COLUMNS)) as u32;
         };
         for layer in 0..size.layers() {
             if layer == 0 {
@@ -97,7 +145,7 @@ impl<L: Launcher> Jobs<L> {
         let words: &[u64] = bytemuck::cast_slice(&jobs);
         let mut table = gpu.zeros(words.len(), "jobs of the gradient")?;
         gpu.upload(words, &mut table)?;
-        Ok(Jobs { table, count: jobs.len(), blocks })
+        Ok(Jobs { table, count: jobs.len(), blocks, way })
     }
 
     /// Sums the outer products of the slots from `first_slot` on into `sums` (`[RUNS, parameters]`), adding to what is
@@ -123,16 +171,25 @@ impl<L: Launcher> Jobs<L> {
             first_slot: first_slot as u32,
             accumulate: (first_slot > 0).into(),
         };
-        let grid = Grid { blocks: [self.blocks, RUNS as u32], ..Grid::new(1, 256).shared(SHARED_BYTES) };
-        // lstm_weights(const LstmWeights arguments)
+        let grid = Grid { blocks: [self.blocks, RUNS as u32], ..Grid::new(1, 256).shared(self.way.shared_bytes()) };
+        // lstm_weights(const LstmWeights arguments), lstm_warpgroup_weights_*(const LstmWeights arguments)
         // SAFETY: the table points into buffers of `capacity` slots, the sums have RUNS times the parameters.
-        unsafe { gpu.launch(Kernel::LstmWeights, grid, &[Argument::Struct(bytemuck::bytes_of(&argument))]) }
+        unsafe { gpu.launch(self.way.kernel(), grid, &[Argument::Struct(bytemuck::bytes_of(&argument))]) }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn blocks_of_rows_cover_the_units_with_the_fewest() {
+        let rows = |units| {
+            let size = Size { layers: 2, units, vocab: 30, outputs: 32 };
+            Way::new(size, Limits::new(227 << 10, 132, 90)).rows(size.units())
+        };
+        assert_eq!([48, 112, 208, 256, 416, 512].map(rows), [64, 128, 208, 128, 208, 128]);
+    }
 
     #[test]
     fn the_arguments_have_the_kernels_sizes() {
