@@ -201,6 +201,26 @@ fn a_gradient_has_the_same_bits_on_every_device() {
     }
 }
 
+/// The parameter sums' blocks of 64 and of 208 units; others have those of 128, or of a few rows.
+#[test]
+fn sums_of_outer_products_in_blocks_of_every_size() {
+    use ebm_dpg::backend::gpu::Kernel::*;
+    let space = Space::new(3, 2).unwrap();
+    for (hidden, kernel) in [(40, LstmWarpgroupWeights64), (200, LstmWarpgroupWeights208)] {
+        // 17 rows: an odd number of slabs.
+        let (lstm, all) = (lstm(space, 1, hidden), sequences(space, 17));
+        let emulator = Emulator::new(Schedule::Random(1)).unwrap();
+        let gpu = Gpu::new(emulator.clone()).unwrap();
+        let mut on_gpu = lstm.to_gpu(&gpu).unwrap();
+        gradient(&gpu, &mut on_gpu, &upload(&gpu, space, &all), &[0.5; 17], None);
+        assert!(emulator.take_launches().contains(&kernel), "{hidden} units");
+        let want = oracle_of(&lstm).gradient(&all.into_iter().map(|sequence| (sequence, 0.5)).collect::<Vec<_>>());
+        for (name, values) in on_gpu.gradients().unwrap() {
+            assert_block_close(&format!("{hidden} units, {name}"), &values, &want[&name], 2e-4);
+        }
+    }
+}
+
 /// Shared memory that holds the states of one tile, but not its cells.
 #[test]
 fn cells_beyond_shared_memory() {
