@@ -55,7 +55,7 @@ struct WarpgroupForward : LstmPass<WarpgroupForward<TILES, BLOCKS, SPLIT, KEEP, 
   __device__ __forceinline__ void meet() const {
     dev::fence_async();
     if (BLOCKS == 2) dev::cluster_sync(); else __syncthreads();
-    if (BLOCKS == 2) dev::fence_async();  // for what the other block has written
+    if (BLOCKS == 2) dev::fence_async();  // mutation: for what the other block has written, which the emulator takes for seen
   }
 
   // The row of the thread's e-th cell of a tile.
@@ -165,7 +165,6 @@ struct WarpgroupForward : LstmPass<WarpgroupForward<TILES, BLOCKS, SPLIT, KEEP, 
     start<N>(sums, layer, group, first);
     for (uint32_t source = layer > 0 ? 0 : 1; source < 2; source++)
       multiply<N>(sums, (source ? before : below) + tile_of(first));
-    dev::wgmma_wait<0>();
     dev::wgmma_done(sums[0]);
     dev::wgmma_done(sums[1]);
     if (!jobs.is_there(a.size, n)) return;

@@ -12,17 +12,19 @@ use crate::models::{Coefficients, Weighting};
 use crate::tokens::{Batch, Space};
 
 /// The most bytes that one launch keeps of its slots; more rows go in several launches.
-const KEPT_BYTES: usize = 4 << 30;
+const KEPT_BYTES: usize = 8 << 30;
 
 /// Slots come in multiples of the largest block of rows.
 const SLOTS: usize = 4 * TILE;
 
-/// Slots of one launch for `rows` rows: a function of shape and rows alone, as the order of sums follows from it.
+/// Slots of one launch for `rows` rows, in as few launches as there can be and of about the same size: a function of shape and
+/// rows alone, as the order of sums follows from it.
 fn slots(size: Size, space: Space, rows: usize) -> usize {
     let (longest, units) = (space.longest as usize, size.units());
     let states = size.layers() * (3 * (longest + 1) * units + longest * size.gates());
     let per_slot = 4 * (states + longest * (size.outputs() + 1) + (2 * size.layers() + 1) * units);
-    rows.next_multiple_of(SLOTS).min((KEPT_BYTES / per_slot / SLOTS * SLOTS).max(SLOTS))
+    let most = (KEPT_BYTES / per_slot / SLOTS * SLOTS).max(SLOTS);
+    rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(SLOTS)
 }
 
 /// What a gradient keeps between its kernels; made once for the largest batch so far.
@@ -303,6 +305,8 @@ mod tests {
         assert_eq!(slots(size, space, 1), SLOTS);
         assert_eq!(slots(size, space, 2048), 2048);
         assert_eq!(slots(size, space, 1 << 30) % SLOTS, 0);
-        assert!(slots(size, space, 1 << 30) < 16_384);
+        assert!((16_384..32_768).contains(&slots(size, space, 1 << 30)));
+        let (two, most) = (slots(size, space, 40_000), slots(size, space, 1 << 30));
+        assert!(two < most && 2 * two >= 40_000 && 2 * two < 40_000 + 2 * SLOTS);
     }
 }
