@@ -117,6 +117,41 @@ pub trait Simd: Copy {
     /// The nearest bf16, of lanes that are not NaN.
     unsafe fn store_bf16(self, to: *mut bf16);
 
+    // Two vectors at once: in one order for load and store, which is the instruction set's own.
+    #[inline(always)]
+    unsafe fn load_two(from: *const f32) -> [Self; 2] {
+        unsafe { [Self::load(from), Self::load(from.add(LANES))] }
+    }
+    #[inline(always)]
+    unsafe fn store_two(two: [Self; 2], to: *mut f32) {
+        unsafe {
+            two[0].store(to);
+            two[1].store(to.add(LANES));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_two_f16(from: *const f16) -> [Self; 2] {
+        unsafe { [Self::load_f16(from), Self::load_f16(from.add(LANES))] }
+    }
+    #[inline(always)]
+    unsafe fn store_two_f16(two: [Self; 2], to: *mut f16) {
+        unsafe {
+            two[0].store_f16(to);
+            two[1].store_f16(to.add(LANES));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_two_bf16(from: *const bf16) -> [Self; 2] {
+        unsafe { [Self::load_bf16(from), Self::load_bf16(from.add(LANES))] }
+    }
+    #[inline(always)]
+    unsafe fn store_two_bf16(two: [Self; 2], to: *mut bf16) {
+        unsafe {
+            two[0].store_bf16(to);
+            two[1].store_bf16(to.add(LANES));
+        }
+    }
+
     /// Asks for the cache line at `at`, which need not be valid memory: a hint, never an access.
     #[inline(always)]
     unsafe fn prefetch(_at: *const f32) {}
@@ -166,18 +201,45 @@ pub trait Simd: Copy {
     /// polynomial of degree 5 in what remains, which one fused multiply-add gives without the product's rounding.
     /// Exactly 1 at 0; below `lowest`, which is −126/factor, it stays at 2⁻¹²⁶. A NaN comes through.
     #[inline(always)]
-    #[allow(clippy::approx_constant, reason = "a minimax coefficient, which is not ln 2")]
     unsafe fn exp2_product(self, factor: Self, lowest: Self) -> Self {
+        let [power] = unsafe { Self::exp2_products([self], factor, lowest) };
+        power
+    }
+
+    /// [`exp2_product`](Simd::exp2_product) of several vectors, each step of all before the next: a chain of twelve
+    /// operations that wait for each other leaves a processor idle, however far it looks ahead.
+    #[inline(always)]
+    #[allow(clippy::approx_constant, reason = "a minimax coefficient, which is not ln 2")]
+    unsafe fn exp2_products<const N: usize>(of: [Self; N], factor: Self, lowest: Self) -> [Self; N] {
         unsafe {
-            let x = lowest.max(self);
+            let (mut n, mut f, mut p) = (of, of, of);
             // As in `exp`.
             let magic = Self::splat(12_582_912.0);
-            let n = x.fma(factor, magic).sub(magic);
-            let f = x.fms(factor, n);
+            for i in 0..N {
+                f[i] = lowest.max(of[i]);
+            }
+            for i in 0..N {
+                n[i] = f[i].fma(factor, magic);
+            }
+            for i in 0..N {
+                n[i] = n[i].sub(magic);
+            }
+            for i in 0..N {
+                f[i] = f[i].fms(factor, n[i]);
+            }
             // Minimax of (2^f − 1)/f on [−½, ½] in relative error of 2^f: 9.2e-8.
-            let p = Self::splat(1.326_472_7e-3).fma(f, Self::splat(9.671_513e-3));
-            let p = p.fma(f, Self::splat(5.550_733_6e-2)).fma(f, Self::splat(2.402_224_2e-1));
-            p.fma(f, Self::splat(6.931_47e-1)).fma(f, Self::splat(1.0)).scale(n)
+            for i in 0..N {
+                p[i] = Self::splat(1.326_472_7e-3).fma(f[i], Self::splat(9.671_513e-3));
+            }
+            for coefficient in [5.550_733_6e-2, 2.402_224_2e-1, 6.931_47e-1, 1.0] {
+                for i in 0..N {
+                    p[i] = p[i].fma(f[i], Self::splat(coefficient));
+                }
+            }
+            for i in 0..N {
+                p[i] = p[i].scale(n[i]);
+            }
+            p
         }
     }
 
@@ -534,10 +596,46 @@ mod x86 {
         #[inline(always)]
         unsafe fn store_bf16(self, to: *mut bf16) {
             unsafe {
-                let bits = _mm512_castps_si512(self.0);
-                let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-                let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
-                _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded)));
+                let rounded = _mm512_srli_epi32::<16>(self.rounded_to_bf16());
+                _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(rounded));
+            }
+        }
+        // The even ones, then the odd ones: a shift and a mask in place of moves across lanes.
+        #[inline(always)]
+        unsafe fn load_two_bf16(from: *const bf16) -> [Self; 2] {
+            unsafe {
+                let both = _mm512_loadu_si512(from.cast());
+                let (even, odd) = (_mm512_slli_epi32::<16>(both), _mm512_and_si512(both, _mm512_set1_epi32(UPPER)));
+                [Avx512(_mm512_castsi512_ps(even)), Avx512(_mm512_castsi512_ps(odd))]
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_two_bf16(two: [Self; 2], to: *mut bf16) {
+            unsafe {
+                let even = _mm512_srli_epi32::<16>(two[0].rounded_to_bf16());
+                let odd = two[1].rounded_to_bf16();
+                // even | odd & UPPER.
+                let both = _mm512_ternarylogic_epi32::<0b1111_1000>(even, odd, _mm512_set1_epi32(UPPER));
+                _mm512_storeu_si512(to.cast(), both);
+            }
+        }
+    }
+
+    /// The bits of a bf16 in those of an f32.
+    const UPPER: i32 = 0xFFFF_0000_u32 as i32;
+
+    impl Avx512 {
+        /// The nearest bf16 in the upper bits, and what does not count in the lower ones.
+        ///
+        /// # Safety
+        /// As for [`Simd`].
+        #[inline(always)]
+        unsafe fn rounded_to_bf16(self) -> __m512i {
+            unsafe {
+                // Rounded to nearest, ties away from 0; a tie leaves 0 below, and goes to even by losing its last bit.
+                let away = _mm512_add_epi32(_mm512_castps_si512(self.0), _mm512_set1_epi32(0x8000));
+                let tie = _mm512_testn_epi32_mask(away, _mm512_set1_epi32(0xFFFF));
+                _mm512_mask_and_epi32(away, tie, away, _mm512_set1_epi32(!0x1_0000))
             }
         }
     }

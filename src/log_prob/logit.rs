@@ -28,11 +28,18 @@ mod private {
         /// # Safety
         /// As for [`Simd`]: room for 16 values at `to`.
         unsafe fn store<S: Simd>(from: S, to: *mut Self);
+        /// Thirty-two, in an order that [`store_two`](Lanes::store_two) knows.
+        /// # Safety
+        /// As for [`Simd`]: 32 values at `from`.
+        unsafe fn load_two<S: Simd>(from: *const Self) -> [S; 2];
+        /// # Safety
+        /// As for [`Simd`]: room for 32 values at `to`.
+        unsafe fn store_two<S: Simd>(from: [S; 2], to: *mut Self);
     }
 }
 
 macro_rules! logit {
-    ($($type:ty, $at:literal, $to:expr, $from:expr, $load:ident, $store:ident;)*) => {
+    ($($type:ty, $at:literal, $to:expr, $from:expr, $load:ident, $store:ident, $load_two:ident, $store_two:ident;)*) => {
         $(impl private::Lanes for $type {
             #[inline(always)]
             unsafe fn load<S: Simd>(from: *const Self) -> S {
@@ -41,6 +48,14 @@ macro_rules! logit {
             #[inline(always)]
             unsafe fn store<S: Simd>(from: S, to: *mut Self) {
                 unsafe { from.$store(to) }
+            }
+            #[inline(always)]
+            unsafe fn load_two<S: Simd>(from: *const Self) -> [S; 2] {
+                unsafe { S::$load_two(from) }
+            }
+            #[inline(always)]
+            unsafe fn store_two<S: Simd>(from: [S; 2], to: *mut Self) {
+                unsafe { S::$store_two(from, to) }
             }
         }
         impl Logit for $type {
@@ -58,9 +73,9 @@ macro_rules! logit {
     };
 }
 logit! {
-    f32, 0, std::convert::identity, std::convert::identity, load, store;
-    f16, 1, f16::to_f32, f16::from_f32, load_f16, store_f16;
-    bf16, 2, bf16::to_f32, bf16::from_f32, load_bf16, store_bf16;
+    f32, 0, std::convert::identity, std::convert::identity, load, store, load_two, store_two;
+    f16, 1, f16::to_f32, f16::from_f32, load_f16, store_f16, load_two_f16, store_two_f16;
+    bf16, 2, bf16::to_f32, bf16::from_f32, load_bf16, store_bf16, load_two_bf16, store_two_bf16;
 }
 
 /// Which softmax: of `scale`·logits, over the tokens that `mask` allows, in rows `stride` apart.
