@@ -117,7 +117,8 @@ pub trait Simd: Copy {
     /// The nearest bf16, of lanes that are not NaN.
     unsafe fn store_bf16(self, to: *mut bf16);
 
-    // Two vectors at once: in one order for load and store, which is the instruction set's own.
+    // Two vectors at once, as they come; of bf16 those in even places, then those in odd ones: 32 bits hold one of each, so
+    // that a shift and a mask do in place of moves across lanes.
     #[inline(always)]
     unsafe fn load_two(from: *const f32) -> [Self; 2] {
         unsafe { [Self::load(from), Self::load(from.add(LANES))] }
@@ -140,17 +141,8 @@ pub trait Simd: Copy {
             two[1].store_f16(to.add(LANES));
         }
     }
-    #[inline(always)]
-    unsafe fn load_two_bf16(from: *const bf16) -> [Self; 2] {
-        unsafe { [Self::load_bf16(from), Self::load_bf16(from.add(LANES))] }
-    }
-    #[inline(always)]
-    unsafe fn store_two_bf16(two: [Self; 2], to: *mut bf16) {
-        unsafe {
-            two[0].store_bf16(to);
-            two[1].store_bf16(to.add(LANES));
-        }
-    }
+    unsafe fn load_two_bf16(from: *const bf16) -> [Self; 2];
+    unsafe fn store_two_bf16(two: [Self; 2], to: *mut bf16);
 
     /// Asks for the cache line at `at`, which need not be valid memory: a hint, never an access.
     #[inline(always)]
@@ -383,6 +375,17 @@ impl Simd for Scalar {
     unsafe fn store_bf16(self, to: *mut bf16) {
         unsafe { to.cast::<[bf16; LANES]>().write(self.0.map(bf16::from_f32)) }
     }
+    // SAFETY of these two: the same of 32 values.
+    #[inline(always)]
+    unsafe fn load_two_bf16(from: *const bf16) -> [Self; 2] {
+        let both = unsafe { from.cast::<[bf16; 2 * LANES]>().read() };
+        [0, 1].map(|odd| Scalar(std::array::from_fn(|lane| both[2 * lane + odd].to_f32())))
+    }
+    #[inline(always)]
+    unsafe fn store_two_bf16(two: [Self; 2], to: *mut bf16) {
+        let both: [bf16; 2 * LANES] = std::array::from_fn(|at| bf16::from_f32(two[at % 2].0[at / 2]));
+        unsafe { to.cast::<[bf16; 2 * LANES]>().write(both) }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -600,7 +603,6 @@ mod x86 {
                 _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(rounded));
             }
         }
-        // The even ones, then the odd ones: a shift and a mask in place of moves across lanes.
         #[inline(always)]
         unsafe fn load_two_bf16(from: *const bf16) -> [Self; 2] {
             unsafe {
@@ -800,16 +802,44 @@ mod x86 {
         #[inline(always)]
         unsafe fn store_bf16(self, to: *mut bf16) {
             unsafe {
-                let part = |x| {
-                    let bits = _mm256_castps_si256(x);
-                    let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-                    let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
-                    _mm256_srli_epi32::<16>(rounded)
-                };
+                let part = |x| _mm256_srli_epi32::<16>(rounded_to_bf16(x));
                 // Packed by halves of 128 bits: the middle quarters change places.
                 let packed = _mm256_packus_epi32(part(self.0), part(self.1));
                 _mm256_storeu_si256(to.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
             }
+        }
+        #[inline(always)]
+        unsafe fn load_two_bf16(from: *const bf16) -> [Self; 2] {
+            unsafe {
+                let (low, high) = (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(LANES).cast()));
+                let even = |both| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(both));
+                let odd = |both| _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(UPPER)));
+                [Avx2(even(low), even(high)), Avx2(odd(low), odd(high))]
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_two_bf16(two: [Self; 2], to: *mut bf16) {
+            unsafe {
+                let both = |even, odd| {
+                    let odd = _mm256_and_si256(rounded_to_bf16(odd), _mm256_set1_epi32(UPPER));
+                    _mm256_or_si256(_mm256_srli_epi32::<16>(rounded_to_bf16(even)), odd)
+                };
+                _mm256_storeu_si256(to.cast(), both(two[0].0, two[1].0));
+                _mm256_storeu_si256(to.add(LANES).cast(), both(two[0].1, two[1].1));
+            }
+        }
+    }
+
+    /// The nearest bf16 in the upper bits of each lane, and what does not count in the lower ones.
+    ///
+    /// # Safety
+    /// As for [`Simd`].
+    #[inline(always)]
+    unsafe fn rounded_to_bf16(x: __m256) -> __m256i {
+        unsafe {
+            let bits = _mm256_castps_si256(x);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)))
         }
     }
 }
@@ -949,6 +979,34 @@ mod tests {
                 for lane in 0..LANES {
                     let (half, brain) = (f16::from_bits(half[lane]).to_f32(), bf16::from_bits(brain[lane]).to_f32());
                     assert_eq!(mixed[lane], if bits >> lane & 1 == 1 { half } else { brain }, "{isa:?} lane {lane}");
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn narrowed_twice<S: Simd>(x: &[[f32; LANES]; 2]) -> ([u16; 2 * LANES], [[f32; LANES]; 2]) {
+        unsafe {
+            let mut both = [bf16::ZERO; 2 * LANES];
+            S::store_two_bf16([S::load(x[0].as_ptr()), S::load(x[1].as_ptr())], both.as_mut_ptr());
+            let [even, odd] = S::load_two_bf16(both.as_ptr());
+            (both.map(bf16::to_bits), [even.lanes(), odd.lanes()])
+        }
+    }
+    dispatch! { fn narrow_two(x: &[[f32; LANES]; 2]) -> ([u16; 2 * LANES], [[f32; LANES]; 2]) = narrowed_twice }
+
+    #[test]
+    fn pairs_of_bf16_are_the_nearest_on_every_instruction_set() {
+        // Ties, what overflows, subnormals.
+        let few = [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, -0.0, f32::MAX, f32::INFINITY, -1e30, 1e-40, -1e-40];
+        let odd: [f32; LANES] = std::array::from_fn(|lane| few[lane % few.len()]);
+        for x in points().take(2000).zip(points().skip(7)).map(|(one, other)| [one, other]).chain([[odd, odd]]) {
+            for isa in Isa::all() {
+                let (both, [even, odd]) = narrow_two(isa, &x);
+                for lane in 0..LANES {
+                    let want = [bf16::from_f32(x[0][lane]), bf16::from_f32(x[1][lane])];
+                    assert_eq!([both[2 * lane], both[2 * lane + 1]], want.map(bf16::to_bits), "{isa:?} {x:?}");
+                    assert_eq!([even[lane], odd[lane]], want.map(bf16::to_f32), "{isa:?} {x:?}");
                 }
             }
         }

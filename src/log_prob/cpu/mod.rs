@@ -19,7 +19,7 @@ mod short;
 mod tile;
 
 use row::{BLOCK, Exponents};
-use tile::Kept;
+use tile::{Kept, VECTORS};
 
 /// Rows of logits, with what a kernel needs of the options.
 #[derive(Clone, Copy)]
@@ -58,16 +58,6 @@ impl<'a> Softmax<'a> {
 
     fn allows(&self, token: usize) -> bool {
         self.mask.is_none_or(|mask| mask[token / 32] >> (token % 32) & 1 == 1)
-    }
-
-    /// The logit of a row's token: −∞ where the mask forbids it, NaN where it is not in the vocabulary.
-    #[inline(always)]
-    fn logit<T: Logit>(&self, row: &[T], token: Token) -> f32 {
-        match row.get(token as usize) {
-            None => f32::NAN,
-            Some(logit) if self.allows(token as usize) => logit.to_f32(),
-            Some(_) => f32::NEG_INFINITY,
-        }
     }
 }
 
@@ -156,13 +146,20 @@ impl<'a, T: Logit> Rows<'a, T> {
         &self.logits[row * self.stride..][..self.vocab]
     }
 
-    /// The logits of the rows' tokens.
+    /// The logits of the rows' tokens: −∞ where the mask forbids one, NaN where it is not in the vocabulary or the row is not read.
     #[inline(always)]
     fn own(&self, softmax: &Softmax<'_>, tokens: &[Token]) -> [f32; LANES] {
         let mut own = [f32::NAN; LANES];
-        for at in 0..self.count {
-            if self.is_read(at) {
-                own[at] = softmax.logit(self.of(at), tokens[at]);
+        for at in 0..tokens.len() {
+            let token = tokens[at] as usize;
+            if self.is_read(at) && token < self.vocab {
+                own[at] = self.logits[at * self.stride + token].to_f32();
+            }
+        }
+        if softmax.mask.is_some() {
+            for at in (0..tokens.len()).filter(|&at| self.is_read(at)) {
+                let token = tokens[at] as usize;
+                own[at] = if token >= self.vocab || softmax.allows(token) { own[at] } else { f32::NEG_INFINITY };
             }
         }
         own
@@ -194,10 +191,10 @@ unsafe fn score_rows<S: Simd, T: Logit, const ENTROPY: bool>(
     unsafe {
         let exponents = Exponents::<S>::new(softmax);
         if softmax.vocab < LANES {
-            let found = short::normalise::<S, T, ENTROPY>(&rows, softmax, exponents, &mut Kept::new());
+            let found = short::normalise::<S, T, ENTROPY, 0>(&rows, softmax, exponents, &mut Kept::new());
             (max, total, product) = found;
         } else if softmax.is_short() {
-            let found = tile::normalise::<S, T, ENTROPY, false>(&rows, softmax, exponents, &mut Kept::new());
+            let found = tile::normalise::<S, T, ENTROPY, 0>(&rows, softmax, exponents, &mut Kept::new());
             (max, total, product) = found;
         } else {
             for at in (0..rows.count).filter(|&at| rows.is_read(at)) {
@@ -295,6 +292,9 @@ fn fault_in(found: &Group, softmax: &Softmax<'_>, rows: usize, weights: Option<&
     if suspect { (0..rows).find(bad).unwrap_or(usize::MAX) } else { usize::MAX }
 }
 
+/// A run of rows: logits, tokens and weights.
+type Weighted<'a, T> = ((&'a [T], &'a [Token]), &'a [f32]);
+
 /// `Ok` where [`score`] with these weights is, which most often costs no more than to read the logits.
 ///
 /// # Errors
@@ -309,7 +309,7 @@ fn check<T: Logit>(
     let (softmax, isa) = (Softmax::new(options, vocab), Isa::best());
     let run = softmax.rows_per_task();
     let runs = logits.par_chunks(run * softmax.stride).zip(tokens.par_chunks(run)).zip(weights.par_chunks(run));
-    let fault = |(at, ((logits, tokens), weights)): (usize, ((&[T], &[Token]), &[f32]))| {
+    let fault = |(at, ((logits, tokens), weights)): (usize, Weighted<'_, T>)| {
         if is_sound(isa, logits, &softmax, tokens, weights) {
             return usize::MAX;
         }
@@ -466,7 +466,7 @@ dispatch! {
     ) = descend
 }
 
-/// The same of short rows, which are scored once more, or for the first time; their log-probs.
+/// The same of rows of fewer than 16 logits, which are scored once more, or for the first time; their log-probs.
 #[inline(always)]
 unsafe fn descend_short<S: Simd, T: Logit>(
     logits: &mut [T],
@@ -478,25 +478,13 @@ unsafe fn descend_short<S: Simd, T: Logit>(
         finish(logits, softmax, tokens, weights, &[0.0; LANES]);
         return [f32::NAN; LANES];
     };
-    let own = rows.own(softmax, tokens);
     // SAFETY: the caller's.
     unsafe {
-        let (exponents, mut kept) = (Exponents::<S>::new(softmax), Kept::new());
-        let (max, total, _) = if softmax.vocab < LANES {
-            short::normalise::<S, T, false>(&rows, softmax, exponents, &mut kept)
-        } else {
-            tile::normalise::<S, T, false, true>(&rows, softmax, exponents, &mut kept)
-        };
+        let (exponents, mut kept) = (Exponents::<S>::new(softmax), Kept::<S, LANES>::new());
+        let (max, total, _) = short::normalise::<S, T, false, LANES>(&rows, softmax, exponents, &mut kept);
+        let own = rows.own(softmax, tokens);
         let Descent { by, of_token } = descent::<S>(softmax, weights, &own, &max, &total);
-        let read = (0..weights.len()).filter(|&at| weights[at] != 0.0);
-        if softmax.vocab < LANES {
-            short::scale::<S, T>(logits, softmax, read, exponents, &kept, &by);
-        } else {
-            for at in read {
-                let row = &mut logits[at * softmax.stride..][..softmax.vocab];
-                tile::scale::<S, T>(row, at, exponents, &kept, by[at]);
-            }
-        }
+        short::scale::<S, T>(logits, softmax, weights, exponents, &kept, &by);
         finish(logits, softmax, tokens, weights, &of_token);
         log_probs(softmax, &own, &max, &ln(&total))
     }
@@ -505,6 +493,50 @@ dispatch! {
     fn descend_short_group<T: Logit>(
         logits: &mut [T], softmax: &Softmax<'_>, tokens: &[Token], weights: &[f32],
     ) -> [f32; LANES] = descend_short
+}
+
+/// The same of rows of 16 to 512 logits: apart, as what they keep is more than a frame should be for those that do not.
+#[inline(always)]
+unsafe fn descend_tile<S: Simd, T: Logit>(
+    logits: &mut [T],
+    softmax: &Softmax<'_>,
+    tokens: &[Token],
+    weights: &[f32],
+) -> [f32; LANES] {
+    let Some(rows) = Rows::new(logits, softmax, tokens.len(), Some(weights)) else {
+        finish(logits, softmax, tokens, weights, &[0.0; LANES]);
+        return [f32::NAN; LANES];
+    };
+    // SAFETY: the caller's.
+    unsafe {
+        let (exponents, mut kept) = (Exponents::<S>::new(softmax), Kept::<S, VECTORS>::new());
+        let (max, total, _) = tile::normalise::<S, T, false, VECTORS>(&rows, softmax, exponents, &mut kept);
+        let own = rows.own(softmax, tokens);
+        let Descent { by, of_token } = descent::<S>(softmax, weights, &own, &max, &total);
+        for at in (0..weights.len()).filter(|&at| weights[at] != 0.0) {
+            let row = &mut logits[at * softmax.stride..][..softmax.vocab];
+            tile::scale::<S, T>(row, at, exponents, &kept, by[at]);
+        }
+        finish(logits, softmax, tokens, weights, &of_token);
+        log_probs(softmax, &own, &max, &ln(&total))
+    }
+}
+dispatch! {
+    fn descend_tile_group<T: Logit>(
+        logits: &mut [T], softmax: &Softmax<'_>, tokens: &[Token], weights: &[f32],
+    ) -> [f32; LANES] = descend_tile
+}
+
+/// Either, by the length of the rows.
+fn descend_kept<T: Logit>(
+    isa: Isa,
+    logits: &mut [T],
+    softmax: &Softmax<'_>,
+    tokens: &[Token],
+    weights: &[f32],
+) -> [f32; LANES] {
+    let descend = if softmax.vocab < LANES { descend_short_group } else { descend_tile_group };
+    descend(isa, logits, softmax, tokens, weights)
 }
 
 /// Replaces each row of logits by a·scale·(onehot − softmax), with the weights a, and writes the rows' log-probs, NaN of
@@ -536,7 +568,7 @@ pub(crate) fn gradients<T: Logit>(
         let groups = tokens.chunks(LANES).zip(weights.chunks(LANES)).zip(log_probs.chunks_mut(LANES));
         for (at, ((tokens, weights), log_probs)) in groups.enumerate() {
             let logits = &mut logits[at * LANES * softmax.stride..];
-            let found = descend_short_group(isa, logits, &softmax, tokens, weights);
+            let found = descend_kept(isa, logits, &softmax, tokens, weights);
             log_probs.copy_from_slice(&found[..tokens.len()]);
         }
     });
@@ -564,7 +596,7 @@ pub(crate) fn write_gradients<T: Logit>(
             for (at, ((tokens, weights), scores)) in groups.enumerate() {
                 let logits = &mut logits[at * LANES * softmax.stride..];
                 if softmax.is_short() {
-                    descend_short_group(isa, logits, softmax, tokens, weights);
+                    descend_kept(isa, logits, softmax, tokens, weights);
                 } else {
                     descend_group(isa, logits, softmax, tokens, weights, scores);
                 }
@@ -598,7 +630,7 @@ mod tests {
         }
         let mut gradient = logits.to_vec();
         if softmax.is_short() {
-            let log_probs = descend_short_group(isa, &mut gradient, softmax, tokens, weights);
+            let log_probs = descend_kept(isa, &mut gradient, softmax, tokens, weights);
             assert!((0..tokens.len()).all(|row| log_probs[row].to_bits() == scores[row].log_prob.to_bits()), "{isa:?}");
         } else {
             descend_group(isa, &mut gradient, softmax, tokens, weights, &scores);

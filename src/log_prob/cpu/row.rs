@@ -15,7 +15,7 @@ pub(super) const BLOCK: usize = 512;
 const TOGETHER: usize = 8;
 
 /// Sums and maxima of a block that are kept apart, so that no addition waits for another.
-const APART: usize = 4;
+pub(super) const APART: usize = 4;
 
 /// The bits of 16 tokens from `at` on.
 fn bits(mask: &[u32], at: usize) -> u16 {
@@ -38,23 +38,26 @@ unsafe fn whole<S: Simd, T: Logit>(row: &[T], at: usize, mask: Option<&[u32]>) -
     }
 }
 
-/// `N` vectors one after the other, and a hint that those `ahead` logits further on come next.
+/// The vector from `at` on, or what is left of it.
 #[inline(always)]
-unsafe fn vectors<S: Simd, T: Logit, const N: usize>(
-    row: &[T],
-    at: usize,
-    ahead: usize,
-    mask: Option<&[u32]>,
-) -> [S; N] {
+pub(super) unsafe fn vector<S: Simd, T: Logit>(row: &[T], at: usize, mask: Option<&[u32]>) -> S {
+    unsafe { if at + LANES <= row.len() { whole::<S, T>(row, at, mask) } else { rest::<S, T>(row, at, mask) } }
+}
+
+/// `N` vectors one after the other, or two by two as their type has them.
+#[inline(always)]
+pub(super) unsafe fn vectors<S: Simd, T: Logit, const N: usize>(row: &[T], at: usize, mask: Option<&[u32]>) -> [S; N] {
     unsafe {
-        prefetch::<S, T>(row, at + ahead, N);
         let mut x = [S::splat(0.0); N];
-        for i in 0..N {
-            x[i] = T::load::<S>(row.as_ptr().add(at + i * LANES));
+        for i in (1..N).step_by(2) {
+            [x[i - 1], x[i]] = T::load_two::<S>(row.as_ptr().add(at + (i - 1) * LANES));
         }
         if let Some(mask) = mask {
-            for i in 0..N {
-                x[i] = x[i].select(bits(mask, at + i * LANES), S::splat(f32::NEG_INFINITY));
+            for i in (1..N).step_by(2) {
+                let from = at + (i - 1) * LANES;
+                let bits = T::lanes_of_two(u32::from(bits(mask, from)) | u32::from(bits(mask, from + LANES)) << 16);
+                x[i - 1] = x[i - 1].select(bits[0], S::splat(f32::NEG_INFINITY));
+                x[i] = x[i].select(bits[1], S::splat(f32::NEG_INFINITY));
             }
         }
         x
@@ -63,7 +66,7 @@ unsafe fn vectors<S: Simd, T: Logit, const N: usize>(
 
 /// Asks for `count` vectors from logit `at` on, which need not be in the row.
 #[inline(always)]
-unsafe fn prefetch<S: Simd, T: Logit>(row: &[T], at: usize, count: usize) {
+pub(super) unsafe fn prefetch<S: Simd, T: Logit>(row: &[T], at: usize, count: usize) {
     let from = row.as_ptr().wrapping_add(at).cast::<f32>();
     for line in 0..(count * size_of::<T>()).div_ceil(size_of::<f32>()) {
         unsafe { S::prefetch(from.wrapping_add(line * LANES)) };
@@ -130,7 +133,7 @@ pub(super) unsafe fn normalise<S: Simd, T: Logit, const ENTROPY: bool>(
             let (range, shift) = ((first, last), S::splat(shift(max)));
             let nowhere = std::ptr::null_mut();
             // The block after the next.
-            let found = block::<S, T, ENTROPY, false>(row, range, 2 * BLOCK, softmax.mask, exponents, shift, nowhere);
+            let found = block::<S, T, ENTROPY, 0>(row, range, 2 * BLOCK, softmax.mask, exponents, shift, nowhere);
             // Rare, and not so twice.
             if found.high.any_above(S::splat(max)) {
                 let high = found.high.max_lane();
@@ -156,13 +159,12 @@ pub(super) struct Block<S> {
 }
 
 /// Logits `first` to `last` of a row, above `shift`. What is needed next is `ahead` logits further on. Their exponentials go
-/// to `kept`, where they are kept.
+/// to `kept`, if there is `ROOM`.
 ///
 /// # Safety
-/// Room for as many vectors there; as for [`Simd`].
+/// As many vectors fit there; as for [`Simd`].
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "a loop's constants")]
-pub(super) unsafe fn block<S: Simd, T: Logit, const ENTROPY: bool, const KEEP: bool>(
+pub(super) unsafe fn block<S: Simd, T: Logit, const ENTROPY: bool, const ROOM: usize>(
     row: &[T],
     (first, last): (usize, usize),
     ahead: usize,
@@ -175,26 +177,29 @@ pub(super) unsafe fn block<S: Simd, T: Logit, const ENTROPY: bool, const KEEP: b
         let (mut high, mut sums) = ([S::splat(f32::NEG_INFINITY); APART], [[S::splat(0.0); 2]; APART]);
         let mut at = first;
         while at + TOGETHER * LANES <= last {
-            let x = vectors::<S, T, TOGETHER>(row, at, ahead, mask);
+            prefetch::<S, T>(row, at + ahead, TOGETHER);
+            let x = vectors::<S, T, TOGETHER>(row, at, mask);
             let e = of.add::<ENTROPY, TOGETHER>(x, 0, shift, &mut high, &mut sums);
-            if KEEP {
+            if ROOM > 0 {
                 keep(e, kept.add((at - first) / LANES));
             }
             at += TOGETHER * LANES;
         }
         if at + APART * LANES <= last {
-            let x = vectors::<S, T, APART>(row, at, ahead, mask);
+            prefetch::<S, T>(row, at + ahead, APART);
+            let x = vectors::<S, T, APART>(row, at, mask);
             let e = of.add::<ENTROPY, APART>(x, 0, shift, &mut high, &mut sums);
-            if KEEP {
+            if ROOM > 0 {
                 keep(e, kept.add((at - first) / LANES));
             }
             at += APART * LANES;
         }
         for to in 0..APART {
             if at < last {
-                let x = if at + LANES <= last { vectors(row, at, ahead, mask) } else { [rest::<S, T>(row, at, mask)] };
-                let e = of.add::<ENTROPY, 1>(x, to, shift, &mut high, &mut sums);
-                if KEEP {
+                let x = vector::<S, T>(row, at, mask);
+                prefetch::<S, T>(row, at + ahead, 1);
+                let e = of.add::<ENTROPY, 1>([x], to, shift, &mut high, &mut sums);
+                if ROOM > 0 {
                     keep(e, kept.add((at - first) / LANES));
                 }
                 at += LANES;
@@ -254,13 +259,20 @@ impl<S: Simd> Exponents<S> {
             }
             let e = self.of(d);
             for i in 0..N {
-                let [exps, products] = &mut sums[(to + i) % APART];
-                *exps = exps.add(e[i]);
-                if ENTROPY {
-                    *products = e[i].fma(self.lowest.max(d[i]), *products);
-                }
+                self.sum::<ENTROPY>(d[i], e[i], &mut sums[(to + i) % APART]);
             }
             e
+        }
+    }
+
+    /// One more of a difference d and its e in the sums of e and of e·d.
+    #[inline(always)]
+    pub(super) unsafe fn sum<const ENTROPY: bool>(self, d: S, e: S, [exps, products]: &mut [S; 2]) {
+        unsafe {
+            *exps = exps.add(e);
+            if ENTROPY {
+                *products = e.fma(self.lowest.max(d), *products);
+            }
         }
     }
 
@@ -303,10 +315,7 @@ pub(super) unsafe fn highest<S: Simd, T: Logit>(row: &[T], first: usize, last: u
         let mut high = [S::splat(f32::NEG_INFINITY); APART];
         let mut at = first;
         while at + APART * LANES <= last {
-            let mut x = high;
-            for i in 0..APART {
-                x[i] = whole::<S, T>(row, at + i * LANES, mask);
-            }
+            let x = vectors::<S, T, APART>(row, at, mask);
             for i in 0..APART {
                 high[i] = x[i].max(high[i]);
             }

@@ -39,11 +39,11 @@ fn transpose_of<T: Logit, const VOCAB: usize>(rows: &Rows<'_, T>, columns: &mut 
 /// Of each row (max, Σ exp(scale·(x − max)), Σ (x − max)·exp(scale·(x − max))), as in rows of more logits, and the
 /// exponentials by token.
 #[inline(always)]
-pub(super) unsafe fn normalise<S: Simd, T: Logit, const ENTROPY: bool>(
+pub(super) unsafe fn normalise<S: Simd, T: Logit, const ENTROPY: bool, const ROOM: usize>(
     rows: &Rows<'_, T>,
     softmax: &Softmax<'_>,
     exponents: Exponents<S>,
-    kept: &mut Kept<S>,
+    kept: &mut Kept<S, ROOM>,
 ) -> ([f32; LANES], [f64; LANES], [f64; LANES]) {
     let mut columns = [[T::default(); LANES]; LANES];
     transpose(rows, &mut columns);
@@ -71,14 +71,14 @@ pub(super) unsafe fn normalise<S: Simd, T: Logit, const ENTROPY: bool>(
     }
 }
 
-/// Each logit of the rows that are read becomes by·e, with a factor per row.
+/// Each logit of the rows whose weight is not 0 becomes by·e, with a factor per row.
 #[inline(always)]
 pub(super) unsafe fn scale<S: Simd, T: Logit>(
     logits: &mut [T],
     softmax: &Softmax<'_>,
-    rows_read: impl Iterator<Item = usize>,
+    weights: &[f32],
     exponents: Exponents<S>,
-    kept: &Kept<S>,
+    kept: &Kept<S, LANES>,
     by: &[f32; LANES],
 ) {
     let mut columns = [[T::default(); LANES]; LANES];
@@ -89,7 +89,7 @@ pub(super) unsafe fn scale<S: Simd, T: Logit>(
             T::store(value, columns[token].as_mut_ptr());
         }
     }
-    for lane in rows_read {
+    for lane in (0..weights.len()).filter(|&lane| weights[lane] != 0.0) {
         for (column, logit) in columns.iter().zip(&mut logits[lane * softmax.stride..][..softmax.vocab]) {
             *logit = column[lane];
         }
