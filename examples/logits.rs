@@ -1,6 +1,7 @@
 //! Passes over rows of logits on the CPU, on demand: the crate's side of `benches/peers/compare_logits.py`. Each line of the
-//! standard input names a pass, `log_prob`, `gradient`, `read` or `rewrite`; its answer is one line, the seconds it took.
-//! The last two read and rewrite as many bytes as the logits have, which bounds the others.
+//! standard input names a pass, `log_prob`, `gradient`, `read`, `rewrite` or `exp`; its answer is one line, the seconds it
+//! took. The last three read and rewrite as many bytes as the logits have, and compute as many exponentials as there are
+//! logits: what bounds the others.
 
 use std::io::{BufRead, Write};
 use std::process::ExitCode;
@@ -14,7 +15,7 @@ use ebm_dpg::{Error, Result};
 
 #[path = "../benches/workload/logits.rs"]
 mod workload;
-use workload::{Rows, read, rewrite};
+use workload::{Rows, exponentials, read, rewrite};
 
 /// Times passes over rows of logits.
 #[derive(Parser)]
@@ -37,7 +38,7 @@ enum Dtype {
 }
 
 fn serve<T: Logit>(options: &Options, narrow: impl Fn(f32) -> T) -> Result<()> {
-    let mut rows = Rows::new(&Cpu, options.rows, options.vocab, narrow)?;
+    let mut rows = Rows::new(&Cpu, options.rows, options.vocab, &narrow)?;
     let mut words = vec![0u64; options.rows * options.vocab * size_of::<T>() / size_of::<u64>()];
     for line in std::io::stdin().lock().lines().map_while(std::result::Result::ok) {
         let started = Instant::now();
@@ -46,7 +47,8 @@ fn serve<T: Logit>(options: &Options, narrow: impl Fn(f32) -> T) -> Result<()> {
             "gradient" => rows.gradient(&Cpu),
             "read" => read(&words),
             "rewrite" => rewrite(&mut words),
-            other => return Err(Error::argument("pass", "log_prob, gradient, read or rewrite", other)),
+            "exp" => exponentials(options.rows * options.vocab, &narrow),
+            other => return Err(Error::argument("pass", "log_prob, gradient, read, rewrite or exp", other)),
         }
         println!("{}", started.elapsed().as_secs_f64());
         // Without a listener the next line does not come either.

@@ -1,7 +1,8 @@
-//! Rows of logits, the two passes over them, and what bounds both: the rates at which the machine reads and rewrites memory.
+//! Rows of logits, the two passes over them, and what bounds both: the rates at which the machine reads and rewrites memory,
+//! and at which it computes exponentials.
 
 use ebm_dpg::Result;
-use ebm_dpg::backend::Backend;
+use ebm_dpg::backend::{Backend, Cpu};
 use ebm_dpg::gradient::{GradientKernel, gradient};
 use ebm_dpg::log_prob::{LogProbKernel, Logit, log_prob};
 use ebm_dpg::rng::{Draw, Purpose};
@@ -73,4 +74,20 @@ pub fn read(words: &[u64]) {
 /// Reads and writes all words.
 pub fn rewrite(words: &mut [u64]) {
     words.par_chunks_mut(RUN).for_each(|words| words.iter_mut().for_each(|word| *word ^= 1));
+}
+
+/// Logits of a row that stays in a core's own caches, and is long enough that what a pass does once does not count.
+const CACHED: usize = 1 << 14;
+
+/// `count` exponentials, rounded up to whole rows, on all threads: log-probs of one row for each thread to read from its
+/// caches again and again. The first logit is the largest, so that no sum is rescaled. An exponential thus comes with the
+/// least that a softmax adds to it: the logit's conversion to f32, the row's maximum so far, and the sum.
+pub fn exponentials<T: Logit>(count: usize, narrow: impl Fn(f32) -> T) {
+    let mut row = vec![narrow(-1.0); CACHED];
+    row[0] = narrow(1.0);
+    (0..count.div_ceil(CACHED)).into_par_iter().for_each(|_| {
+        let mut found = [0.0];
+        log_prob(&Cpu, CACHED, &row, &[1], &mut found).expect("a pass");
+        std::hint::black_box(found);
+    });
 }

@@ -117,6 +117,33 @@ pub trait Simd: Copy {
     /// The nearest bf16, of lanes that are not NaN.
     unsafe fn store_bf16(self, to: *mut bf16);
 
+    // Two vectors at once, as they come; of bf16 those in even places, then those in odd ones: 32 bits hold one of each, so
+    // that a shift and a mask do in place of moves across lanes.
+    #[inline(always)]
+    unsafe fn load_two(from: *const f32) -> [Self; 2] {
+        unsafe { [Self::load(from), Self::load(from.add(LANES))] }
+    }
+    #[inline(always)]
+    unsafe fn store_two(two: [Self; 2], to: *mut f32) {
+        unsafe {
+            two[0].store(to);
+            two[1].store(to.add(LANES));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_two_f16(from: *const f16) -> [Self; 2] {
+        unsafe { [Self::load_f16(from), Self::load_f16(from.add(LANES))] }
+    }
+    #[inline(always)]
+    unsafe fn store_two_f16(two: [Self; 2], to: *mut f16) {
+        unsafe {
+            two[0].store_f16(to);
+            two[1].store_f16(to.add(LANES));
+        }
+    }
+    unsafe fn load_two_bf16(from: *const bf16) -> [Self; 2];
+    unsafe fn store_two_bf16(two: [Self; 2], to: *mut bf16);
+
     /// Asks for the cache line at `at`, which need not be valid memory: a hint, never an access.
     #[inline(always)]
     unsafe fn prefetch(_at: *const f32) {}
@@ -166,18 +193,45 @@ pub trait Simd: Copy {
     /// polynomial of degree 5 in what remains, which one fused multiply-add gives without the product's rounding.
     /// Exactly 1 at 0; below `lowest`, which is −126/factor, it stays at 2⁻¹²⁶. A NaN comes through.
     #[inline(always)]
-    #[allow(clippy::approx_constant, reason = "a minimax coefficient, which is not ln 2")]
     unsafe fn exp2_product(self, factor: Self, lowest: Self) -> Self {
+        let [power] = unsafe { Self::exp2_products([self], factor, lowest) };
+        power
+    }
+
+    /// [`exp2_product`](Simd::exp2_product) of several vectors, each step of all before the next: a chain of twelve
+    /// operations that wait for each other leaves a processor idle, however far it looks ahead.
+    #[inline(always)]
+    #[allow(clippy::approx_constant, reason = "a minimax coefficient, which is not ln 2")]
+    unsafe fn exp2_products<const N: usize>(of: [Self; N], factor: Self, lowest: Self) -> [Self; N] {
         unsafe {
-            let x = lowest.max(self);
+            let (mut n, mut f, mut p) = (of, of, of);
             // As in `exp`.
             let magic = Self::splat(12_582_912.0);
-            let n = x.fma(factor, magic).sub(magic);
-            let f = x.fms(factor, n);
+            for i in 0..N {
+                f[i] = lowest.max(of[i]);
+            }
+            for i in 0..N {
+                n[i] = f[i].fma(factor, magic);
+            }
+            for i in 0..N {
+                n[i] = n[i].sub(magic);
+            }
+            for i in 0..N {
+                f[i] = f[i].fms(factor, n[i]);
+            }
             // Minimax of (2^f − 1)/f on [−½, ½] in relative error of 2^f: 9.2e-8.
-            let p = Self::splat(1.326_472_7e-3).fma(f, Self::splat(9.671_513e-3));
-            let p = p.fma(f, Self::splat(5.550_733_6e-2)).fma(f, Self::splat(2.402_224_2e-1));
-            p.fma(f, Self::splat(6.931_47e-1)).fma(f, Self::splat(1.0)).scale(n)
+            for i in 0..N {
+                p[i] = Self::splat(1.326_472_7e-3).fma(f[i], Self::splat(9.671_513e-3));
+            }
+            for coefficient in [5.550_733_6e-2, 2.402_224_2e-1, 6.931_47e-1, 1.0] {
+                for i in 0..N {
+                    p[i] = p[i].fma(f[i], Self::splat(coefficient));
+                }
+            }
+            for i in 0..N {
+                p[i] = p[i].scale(n[i]);
+            }
+            p
         }
     }
 
@@ -320,6 +374,17 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn store_bf16(self, to: *mut bf16) {
         unsafe { to.cast::<[bf16; LANES]>().write(self.0.map(bf16::from_f32)) }
+    }
+    // SAFETY of these two: the same of 32 values.
+    #[inline(always)]
+    unsafe fn load_two_bf16(from: *const bf16) -> [Self; 2] {
+        let both = unsafe { from.cast::<[bf16; 2 * LANES]>().read() };
+        [0, 1].map(|odd| Scalar(std::array::from_fn(|lane| both[2 * lane + odd].to_f32())))
+    }
+    #[inline(always)]
+    unsafe fn store_two_bf16(two: [Self; 2], to: *mut bf16) {
+        let both: [bf16; 2 * LANES] = std::array::from_fn(|at| bf16::from_f32(two[at % 2].0[at / 2]));
+        unsafe { to.cast::<[bf16; 2 * LANES]>().write(both) }
     }
 }
 
@@ -534,10 +599,45 @@ mod x86 {
         #[inline(always)]
         unsafe fn store_bf16(self, to: *mut bf16) {
             unsafe {
-                let bits = _mm512_castps_si512(self.0);
-                let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-                let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
-                _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded)));
+                let rounded = _mm512_srli_epi32::<16>(self.rounded_to_bf16());
+                _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(rounded));
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_two_bf16(from: *const bf16) -> [Self; 2] {
+            unsafe {
+                let both = _mm512_loadu_si512(from.cast());
+                let (even, odd) = (_mm512_slli_epi32::<16>(both), _mm512_and_si512(both, _mm512_set1_epi32(UPPER)));
+                [Avx512(_mm512_castsi512_ps(even)), Avx512(_mm512_castsi512_ps(odd))]
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_two_bf16(two: [Self; 2], to: *mut bf16) {
+            unsafe {
+                let even = _mm512_srli_epi32::<16>(two[0].rounded_to_bf16());
+                let odd = two[1].rounded_to_bf16();
+                // even | odd & UPPER.
+                let both = _mm512_ternarylogic_epi32::<0b1111_1000>(even, odd, _mm512_set1_epi32(UPPER));
+                _mm512_storeu_si512(to.cast(), both);
+            }
+        }
+    }
+
+    /// The bits of a bf16 in those of an f32.
+    const UPPER: i32 = 0xFFFF_0000_u32 as i32;
+
+    impl Avx512 {
+        /// The nearest bf16 in the upper bits, and what does not count in the lower ones.
+        ///
+        /// # Safety
+        /// As for [`Simd`].
+        #[inline(always)]
+        unsafe fn rounded_to_bf16(self) -> __m512i {
+            unsafe {
+                // Rounded to nearest, ties away from 0; a tie leaves 0 below, and goes to even by losing its last bit.
+                let away = _mm512_add_epi32(_mm512_castps_si512(self.0), _mm512_set1_epi32(0x8000));
+                let tie = _mm512_testn_epi32_mask(away, _mm512_set1_epi32(0xFFFF));
+                _mm512_mask_and_epi32(away, tie, away, _mm512_set1_epi32(!0x1_0000))
             }
         }
     }
@@ -702,16 +802,44 @@ mod x86 {
         #[inline(always)]
         unsafe fn store_bf16(self, to: *mut bf16) {
             unsafe {
-                let part = |x| {
-                    let bits = _mm256_castps_si256(x);
-                    let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-                    let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
-                    _mm256_srli_epi32::<16>(rounded)
-                };
+                let part = |x| _mm256_srli_epi32::<16>(rounded_to_bf16(x));
                 // Packed by halves of 128 bits: the middle quarters change places.
                 let packed = _mm256_packus_epi32(part(self.0), part(self.1));
                 _mm256_storeu_si256(to.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
             }
+        }
+        #[inline(always)]
+        unsafe fn load_two_bf16(from: *const bf16) -> [Self; 2] {
+            unsafe {
+                let (low, high) = (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(LANES).cast()));
+                let even = |both| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(both));
+                let odd = |both| _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(UPPER)));
+                [Avx2(even(low), even(high)), Avx2(odd(low), odd(high))]
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_two_bf16(two: [Self; 2], to: *mut bf16) {
+            unsafe {
+                let both = |even, odd| {
+                    let odd = _mm256_and_si256(rounded_to_bf16(odd), _mm256_set1_epi32(UPPER));
+                    _mm256_or_si256(_mm256_srli_epi32::<16>(rounded_to_bf16(even)), odd)
+                };
+                _mm256_storeu_si256(to.cast(), both(two[0].0, two[1].0));
+                _mm256_storeu_si256(to.add(LANES).cast(), both(two[0].1, two[1].1));
+            }
+        }
+    }
+
+    /// The nearest bf16 in the upper bits of each lane, and what does not count in the lower ones.
+    ///
+    /// # Safety
+    /// As for [`Simd`].
+    #[inline(always)]
+    unsafe fn rounded_to_bf16(x: __m256) -> __m256i {
+        unsafe {
+            let bits = _mm256_castps_si256(x);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)))
         }
     }
 }
@@ -851,6 +979,34 @@ mod tests {
                 for lane in 0..LANES {
                     let (half, brain) = (f16::from_bits(half[lane]).to_f32(), bf16::from_bits(brain[lane]).to_f32());
                     assert_eq!(mixed[lane], if bits >> lane & 1 == 1 { half } else { brain }, "{isa:?} lane {lane}");
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn narrowed_twice<S: Simd>(x: &[[f32; LANES]; 2]) -> ([u16; 2 * LANES], [[f32; LANES]; 2]) {
+        unsafe {
+            let mut both = [bf16::ZERO; 2 * LANES];
+            S::store_two_bf16([S::load(x[0].as_ptr()), S::load(x[1].as_ptr())], both.as_mut_ptr());
+            let [even, odd] = S::load_two_bf16(both.as_ptr());
+            (both.map(bf16::to_bits), [even.lanes(), odd.lanes()])
+        }
+    }
+    dispatch! { fn narrow_two(x: &[[f32; LANES]; 2]) -> ([u16; 2 * LANES], [[f32; LANES]; 2]) = narrowed_twice }
+
+    #[test]
+    fn pairs_of_bf16_are_the_nearest_on_every_instruction_set() {
+        // Ties, what overflows, subnormals.
+        let few = [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, -0.0, f32::MAX, f32::INFINITY, -1e30, 1e-40, -1e-40];
+        let odd: [f32; LANES] = std::array::from_fn(|lane| few[lane % few.len()]);
+        for x in points().take(2000).zip(points().skip(7)).map(|(one, other)| [one, other]).chain([[odd, odd]]) {
+            for isa in Isa::all() {
+                let (both, [even, odd]) = narrow_two(isa, &x);
+                for lane in 0..LANES {
+                    let want = [bf16::from_f32(x[0][lane]), bf16::from_f32(x[1][lane])];
+                    assert_eq!([both[2 * lane], both[2 * lane + 1]], want.map(bf16::to_bits), "{isa:?} {x:?}");
+                    assert_eq!([even[lane], odd[lane]], want.map(bf16::to_f32), "{isa:?} {x:?}");
                 }
             }
         }

@@ -1,10 +1,8 @@
 //! The gradient of a weighted sum of log-probs with respect to the logits, in place.
 
-use rayon::prelude::*;
-
 use crate::backend::{Backend, Cpu, Memory};
 use crate::error::{Result, expect_len};
-use crate::log_prob::{Logit, RowScore, Softmax, SoftmaxOptions, score, write_gradients};
+use crate::log_prob::{Logit, SoftmaxOptions, gradients};
 use crate::tokens::Token;
 
 mod divergence;
@@ -96,9 +94,6 @@ pub fn gradient_with<B: Backend + GradientKernel, T: Logit>(
     if rows == 0 { Ok(()) } else { backend.gradient(softmax, vocab, tokens, weights, logits, log_probs) }
 }
 
-/// Rows that one task of the thread pool is worth where each is a number or two.
-const ROWS_PER_TASK: usize = 4096;
-
 impl GradientKernel for Cpu {
     fn gradient<T: Logit>(
         &self,
@@ -110,12 +105,7 @@ impl GradientKernel for Cpu {
         log_probs: &mut [f32],
     ) -> Result<()> {
         // Two reads of the logits: nothing is written before all rows are known to be good.
-        // All over rows is in parallel: beside two logits a row the rest is no less work.
-        let mut scores: Vec<_> = tokens.par_iter().with_min_len(ROWS_PER_TASK).map(|_| RowScore::default()).collect();
-        score(softmax, vocab, logits, tokens, Some(weights), false, &mut scores, |score, _| score)?;
-        write_gradients(&Softmax::new(softmax, vocab), logits, tokens, weights, &scores);
-        log_probs.par_iter_mut().with_min_len(ROWS_PER_TASK).zip(&scores).for_each(|(to, score)| *to = score.log_prob);
-        Ok(())
+        gradients(softmax, vocab, logits, tokens, weights, log_probs)
     }
 
     fn sequence_gradient<T: Logit>(

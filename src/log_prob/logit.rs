@@ -28,11 +28,20 @@ mod private {
         /// # Safety
         /// As for [`Simd`]: room for 16 values at `to`.
         unsafe fn store<S: Simd>(from: S, to: *mut Self);
+        /// Thirty-two, lane by lane those that [`lanes_of_two`](Lanes::lanes_of_two) says.
+        /// # Safety
+        /// As for [`Simd`]: 32 values at `from`.
+        unsafe fn load_two<S: Simd>(from: *const Self) -> [S; 2];
+        /// # Safety
+        /// As for [`Simd`]: room for 32 values at `to`.
+        unsafe fn store_two<S: Simd>(from: [S; 2], to: *mut Self);
+        /// The bits of thirty-two values by vector and lane.
+        fn lanes_of_two(bits: u32) -> [u16; 2];
     }
 }
 
 macro_rules! logit {
-    ($($type:ty, $at:literal, $to:expr, $from:expr, $load:ident, $store:ident;)*) => {
+    ($($type:ty, $at:literal, $to:expr, $from:expr, $load:ident, $store:ident, $load_two:ident, $store_two:ident, $lanes:ident;)*) => {
         $(impl private::Lanes for $type {
             #[inline(always)]
             unsafe fn load<S: Simd>(from: *const Self) -> S {
@@ -41,6 +50,17 @@ macro_rules! logit {
             #[inline(always)]
             unsafe fn store<S: Simd>(from: S, to: *mut Self) {
                 unsafe { from.$store(to) }
+            }
+            #[inline(always)]
+            unsafe fn load_two<S: Simd>(from: *const Self) -> [S; 2] {
+                unsafe { S::$load_two(from) }
+            }
+            #[inline(always)]
+            unsafe fn store_two<S: Simd>(from: [S; 2], to: *mut Self) {
+                unsafe { S::$store_two(from, to) }
+            }
+            fn lanes_of_two(bits: u32) -> [u16; 2] {
+                $lanes(bits)
             }
         }
         impl Logit for $type {
@@ -58,9 +78,24 @@ macro_rules! logit {
     };
 }
 logit! {
-    f32, 0, std::convert::identity, std::convert::identity, load, store;
-    f16, 1, f16::to_f32, f16::from_f32, load_f16, store_f16;
-    bf16, 2, bf16::to_f32, bf16::from_f32, load_bf16, store_bf16;
+    f32, 0, std::convert::identity, std::convert::identity, load, store, load_two, store_two, halves;
+    f16, 1, f16::to_f32, f16::from_f32, load_f16, store_f16, load_two_f16, store_two_f16, halves;
+    bf16, 2, bf16::to_f32, bf16::from_f32, load_bf16, store_bf16, load_two_bf16, store_two_bf16, even_and_odd;
+}
+
+fn halves(bits: u32) -> [u16; 2] {
+    [bits as u16, (bits >> 16) as u16]
+}
+
+/// The bits in even places, and those in odd ones.
+fn even_and_odd(bits: u32) -> [u16; 2] {
+    [bits, bits >> 1].map(|bits| {
+        let mut bits = bits & 0x5555_5555;
+        for (by, places) in [(1, 0x3333_3333), (2, 0x0F0F_0F0F), (4, 0x00FF_00FF), (8, 0x0000_FFFF)] {
+            bits = (bits | bits >> by) & places;
+        }
+        bits as u16
+    })
 }
 
 /// Which softmax: of `scale`·logits, over the tokens that `mask` allows, in rows `stride` apart.

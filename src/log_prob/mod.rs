@@ -2,6 +2,8 @@
 
 use std::fmt::Display;
 
+use rayon::prelude::*;
+
 use crate::backend::{Backend, Cpu, Memory};
 use crate::error::{Error, Result, expect_len};
 use crate::tokens::Token;
@@ -11,11 +13,14 @@ mod gpu;
 mod logit;
 mod sequences;
 
-pub(crate) use cpu::{RowScore, Softmax, score, write_gradients};
+pub(crate) use cpu::{RowScore, Softmax, gradients, score, write_gradients};
 pub(crate) use gpu::Team;
 pub use logit::{Logit, SoftmaxOptions};
 pub(crate) use sequences::check_offsets;
 pub use sequences::sequence_sums;
+
+/// Rows that one task of the thread pool is worth where each is a number or two.
+const ROWS_PER_TASK: usize = 4096;
 
 /// The kernels of this stage.
 pub trait LogProbKernel: Memory {
@@ -130,7 +135,9 @@ impl LogProbKernel for Cpu {
         let Some(entropies) = entropies else {
             let mut found = vec![0.0; tokens.len()];
             score(softmax, vocab, logits, tokens, None, false, &mut found, |row, _| row.log_prob)?;
-            log_probs.copy_from_slice(&found);
+            log_probs.par_chunks_mut(ROWS_PER_TASK).zip(found.par_chunks(ROWS_PER_TASK)).for_each(|(to, found)| {
+                to.copy_from_slice(found);
+            });
             return Ok(());
         };
         let mut found = vec![[0.0; 2]; tokens.len()];

@@ -1,6 +1,6 @@
 //! Rows of logits on the CPU: one read gives a row's largest logit and the sum of its exponentials.
 //!
-//! Rows are taken sixteen at a time, or as many as a task has; [`row`] and [`short`] say how a row's logits are.
+//! Rows are taken sixteen at a time, or as many as a task has; [`row`], [`tile`] and [`short`] say how a row's logits are.
 //!
 //! Error of log Σ exp, all roundings against us: the difference logit − max half an ulp (4.8e-7 where it lies in [8, 16)),
 //! the exponential 1.6e-7 and 1.4e-8 per nat of depth, the sum 6e-7; together 1.4e-6. Lanes and order are fixed, so that all
@@ -16,8 +16,10 @@ use crate::tokens::Token;
 
 mod row;
 mod short;
+mod tile;
 
-use row::Exponents;
+use row::{BLOCK, Exponents};
+use tile::{Kept, VECTORS};
 
 /// Rows of logits, with what a kernel needs of the options.
 #[derive(Clone, Copy)]
@@ -49,18 +51,13 @@ impl<'a> Softmax<'a> {
         }
     }
 
-    fn allows(&self, token: usize) -> bool {
-        self.mask.is_none_or(|mask| mask[token / 32] >> (token % 32) & 1 == 1)
+    /// Whether sixteen rows are so short that their exponentials are kept.
+    fn is_short(&self) -> bool {
+        self.vocab <= BLOCK
     }
 
-    /// The logit of a row's token: −∞ where the mask forbids it, NaN where it is not in the vocabulary.
-    #[inline(always)]
-    fn logit<T: Logit>(&self, row: &[T], token: Token) -> f32 {
-        match row.get(token as usize) {
-            None => f32::NAN,
-            Some(logit) if self.allows(token as usize) => logit.to_f32(),
-            Some(_) => f32::NEG_INFINITY,
-        }
+    fn allows(&self, token: usize) -> bool {
+        self.mask.is_none_or(|mask| mask[token / 32] >> (token % 32) & 1 == 1)
     }
 }
 
@@ -118,6 +115,67 @@ impl Group {
     }
 }
 
+/// Up to 16 rows, one for each token, and which of them are read: those whose weight is not 0, where there are weights.
+struct Rows<'a, T> {
+    logits: &'a [T],
+    vocab: usize,
+    stride: usize,
+    count: usize,
+    /// A bit for each row.
+    read: u16,
+}
+
+impl<'a, T: Logit> Rows<'a, T> {
+    /// None where no row is read.
+    #[inline(always)]
+    fn new(logits: &'a [T], softmax: &Softmax<'_>, count: usize, weights: Option<&[f32]>) -> Option<Self> {
+        let all = u16::MAX >> (LANES - count);
+        let bit = |(at, &weight): (usize, &f32)| u16::from(weight != 0.0) << at;
+        let read = weights.map_or(all, |weights| weights.iter().enumerate().map(bit).fold(0, |bits, bit| bits | bit));
+        (read != 0).then_some(Rows { logits, vocab: softmax.vocab, stride: softmax.stride, count, read })
+    }
+
+    fn is_read(&self, at: usize) -> bool {
+        self.read >> at & 1 == 1
+    }
+
+    /// A row, or one that is read in place of one that is not, and of one that is not there.
+    #[inline(always)]
+    fn of(&self, at: usize) -> &'a [T] {
+        let row = if self.is_read(at) { at } else { self.read.trailing_zeros() as usize };
+        &self.logits[row * self.stride..][..self.vocab]
+    }
+
+    /// The logits of the rows' tokens: −∞ where the mask forbids one, NaN where it is not in the vocabulary or the row is not read.
+    #[inline(always)]
+    fn own(&self, softmax: &Softmax<'_>, tokens: &[Token]) -> [f32; LANES] {
+        let mut own = [f32::NAN; LANES];
+        for at in 0..tokens.len() {
+            let token = tokens[at] as usize;
+            if self.is_read(at) && token < self.vocab {
+                own[at] = self.logits[at * self.stride + token].to_f32();
+            }
+        }
+        if softmax.mask.is_some() {
+            for at in (0..tokens.len()).filter(|&at| self.is_read(at)) {
+                let token = tokens[at] as usize;
+                own[at] = if token >= self.vocab || softmax.allows(token) { own[at] } else { f32::NEG_INFINITY };
+            }
+        }
+        own
+    }
+}
+
+/// Log-probs of logits in rows of these maxima and totals, from the logarithms of these; NaN where all is −∞, as −∞ less −∞ is.
+#[inline(always)]
+fn log_probs(softmax: &Softmax<'_>, own: &[f32; LANES], max: &[f32; LANES], lns: &[f64; LANES]) -> [f32; LANES] {
+    let (scale, mut log_probs) = (f64::from(softmax.scale), [0.0; LANES]);
+    for at in 0..LANES {
+        log_probs[at] = ((f64::from(own[at]) - f64::from(max[at])) * scale - lns[at]) as f32;
+    }
+    log_probs
+}
+
 /// Up to 16 rows, one for each token; those whose weight is 0 are left out, where there are weights.
 #[inline(always)]
 unsafe fn score_rows<S: Simd, T: Logit, const ENTROPY: bool>(
@@ -126,29 +184,31 @@ unsafe fn score_rows<S: Simd, T: Logit, const ENTROPY: bool>(
     tokens: &[Token],
     weights: Option<&[f32]>,
 ) -> Group {
-    let mut kept = [false; LANES];
-    (0..tokens.len()).for_each(|at| kept[at] = weights.is_none_or(|weights| weights[at] != 0.0));
-    let kept = &kept[..tokens.len()];
+    let none = || Group { max: [0.0; LANES], log_prob: [f32::NAN; LANES], total: [1.0; LANES], entropy: [0.0; LANES] };
+    let Some(rows) = Rows::new(logits, softmax, tokens.len(), weights) else { return none() };
+    let (mut max, mut total, mut product) = ([0.0; LANES], [1.0; LANES], [0.0; LANES]);
     // SAFETY: the caller's.
-    let (max, total, product) = unsafe {
+    unsafe {
         let exponents = Exponents::<S>::new(softmax);
         if softmax.vocab < LANES {
-            short::normalise::<S, T, ENTROPY>(logits, softmax, exponents, kept.len())
+            let found = short::normalise::<S, T, ENTROPY, 0>(&rows, softmax, exponents, &mut Kept::new());
+            (max, total, product) = found;
+        } else if softmax.is_short() {
+            let found = tile::normalise::<S, T, ENTROPY, 0>(&rows, softmax, exponents, &mut Kept::new());
+            (max, total, product) = found;
         } else {
-            row::normalise::<S, T, ENTROPY>(logits, softmax, exponents, kept)
+            for at in (0..rows.count).filter(|&at| rows.is_read(at)) {
+                let found = row::normalise::<S, T, ENTROPY>(rows.of(at), softmax, exponents);
+                (max[at], total[at], product[at]) = found;
+            }
         }
-    };
-    let mut own = [f32::NAN; LANES];
-    for at in (0..kept.len()).filter(|&at| kept[at]) {
-        own[at] = softmax.logit(&logits[at * softmax.stride..][..softmax.vocab], tokens[at]);
     }
-    let (scale, log_total) = (f64::from(softmax.scale), ln(&total));
-    let (mut log_prob, mut entropy) = ([0.0; LANES], [0.0; LANES]);
-    for at in 0..LANES {
-        // NaN where all is −∞, as −∞ less −∞ is.
-        log_prob[at] = ((f64::from(own[at]) - f64::from(max[at])) * scale - log_total[at]) as f32;
-        if ENTROPY {
-            entropy[at] = (log_total[at] - scale * product[at] / total[at]).max(0.0) as f32;
+    let lns = ln(&total);
+    let log_prob = log_probs(softmax, &rows.own(softmax, tokens), &max, &lns);
+    let mut entropy = [0.0; LANES];
+    if ENTROPY {
+        for at in 0..LANES {
+            entropy[at] = (lns[at] - f64::from(softmax.scale) * product[at] / total[at]).max(0.0) as f32;
         }
     }
     Group { max, log_prob, total, entropy }
@@ -210,20 +270,93 @@ pub(crate) fn score<T: Logit, O: Send>(
             for row in 0..tokens.len() {
                 out[row] = keep(found.score(row), found.entropy[row]);
             }
-            let bad = |row: &usize| match weights {
-                Some(weights) if weights[*row] == 0.0 => false,
-                Some(weights) => !(weights[*row] * softmax.scale).is_finite() || found.log_prob[*row].is_nan(),
-                None => found.log_prob[*row].is_nan(),
-            };
-            if let Some(row) = (0..tokens.len()).find(bad) {
-                fault = fault.min(first + row);
-            }
+            fault = fault.min(first.saturating_add(fault_in(&found, &softmax, tokens.len(), weights)));
         }
         fault
     };
     match runs.enumerate().map(fault).min() {
         None | Some(usize::MAX) => Ok(()),
         Some(row) => Err(fault_of(options, vocab, logits, tokens, weights, row)),
+    }
+}
+
+/// The first of a group's rows at fault, or `usize::MAX`.
+fn fault_in(found: &Group, softmax: &Softmax<'_>, rows: usize, weights: Option<&[f32]>) -> usize {
+    let bad = |row: &usize| match weights {
+        Some(weights) if weights[*row] == 0.0 => false,
+        Some(weights) => !(weights[*row] * softmax.scale).is_finite() || found.log_prob[*row].is_nan(),
+        None => found.log_prob[*row].is_nan(),
+    };
+    // Most often there is none.
+    let suspect = (0..rows).fold(false, |any, row| any | bad(&row));
+    if suspect { (0..rows).find(bad).unwrap_or(usize::MAX) } else { usize::MAX }
+}
+
+/// A run of rows: logits, tokens and weights.
+type Weighted<'a, T> = ((&'a [T], &'a [Token]), &'a [f32]);
+
+/// `Ok` where [`score`] with these weights is, which most often costs no more than to read the logits.
+///
+/// # Errors
+/// As there.
+fn check<T: Logit>(
+    options: &SoftmaxOptions<'_, Cpu>,
+    vocab: usize,
+    logits: &[T],
+    tokens: &[Token],
+    weights: &[f32],
+) -> Result<()> {
+    let (softmax, isa) = (Softmax::new(options, vocab), Isa::best());
+    let run = softmax.rows_per_task();
+    let runs = logits.par_chunks(run * softmax.stride).zip(tokens.par_chunks(run)).zip(weights.par_chunks(run));
+    let fault = |(at, ((logits, tokens), weights)): (usize, Weighted<'_, T>)| {
+        if is_sound(isa, logits, &softmax, tokens, weights) {
+            return usize::MAX;
+        }
+        let groups = tokens.chunks(LANES).zip(weights.chunks(LANES)).enumerate();
+        let faults = groups.map(|(group, (tokens, weights))| {
+            let logits = &logits[group * LANES * softmax.stride..];
+            let found = score_group(isa, logits, &softmax, tokens, Some(weights), false);
+            (at * run + group * LANES).saturating_add(fault_in(&found, &softmax, tokens.len(), Some(weights)))
+        });
+        faults.min().unwrap_or(usize::MAX)
+    };
+    match runs.enumerate().map(fault).min() {
+        None | Some(usize::MAX) => Ok(()),
+        Some(row) => Err(fault_of(options, vocab, logits, tokens, Some(weights), row)),
+    }
+}
+
+/// Whether rows are without fault at first sight: no gaps and no mask, weights that can be multiplied by the scale, tokens in
+/// the vocabulary, and logits that are finite. Rows that are not may be without fault all the same.
+#[inline(always)]
+unsafe fn sound<S: Simd, T: Logit>(logits: &[T], softmax: &Softmax<'_>, tokens: &[Token], weights: &[f32]) -> bool {
+    let known = tokens.iter().fold(true, |all, &token| all & ((token as usize) < softmax.vocab));
+    let usable = |&weight: &f32| (weight * softmax.scale).is_finite() & (weight != 0.0);
+    let usable = weights.iter().fold(true, |all, weight| all & usable(weight));
+    let plain = softmax.stride == softmax.vocab && softmax.mask.is_none() && logits.len() >= 2 * LANES;
+    // SAFETY: the caller's, and there are 32 logits or more.
+    known && usable && plain && unsafe { are_finite::<S, T>(logits) }
+}
+dispatch! {
+    fn is_sound<T: Logit>(logits: &[T], softmax: &Softmax<'_>, tokens: &[Token], weights: &[f32]) -> bool = sound
+}
+
+/// Whether all of 32 logits or more are finite: 0 times another is NaN.
+///
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+unsafe fn are_finite<S: Simd, T: Logit>(logits: &[T]) -> bool {
+    let last = logits.len() - 2 * LANES;
+    unsafe {
+        let zero = S::splat(0.0);
+        let mut sums = [zero; 2];
+        for at in (0..last).step_by(2 * LANES).chain([last]) {
+            let x = T::load_two::<S>(logits.as_ptr().add(at));
+            sums = [x[0].fma(zero, sums[0]), x[1].fma(zero, sums[1])];
+        }
+        sums[0].add(sums[1]).lanes() == [0.0; LANES]
     }
 }
 
@@ -245,6 +378,59 @@ fn fault_of<T: Logit>(
     fault.expect_err("a row without a softmax")
 }
 
+/// What makes a gradient of a group's rows: each exponential times `by`, and the token's own value.
+struct Descent {
+    by: [f32; LANES],
+    of_token: [f32; LANES],
+}
+
+/// Of rows of these weights, tokens' logits, maxima and totals.
+#[inline(always)]
+unsafe fn descent<S: Simd>(
+    softmax: &Softmax<'_>,
+    weights: &[f32],
+    own: &[f32; LANES],
+    max: &[f32; LANES],
+    total: &[f64; LANES],
+) -> Descent {
+    let (mut weight, mut by, mut of_token) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
+    for at in 0..weights.len() {
+        weight[at] = f64::from(weights[at]) * f64::from(softmax.scale);
+    }
+    // The token's own exponential, by the very operations that are in the total.
+    // SAFETY: the caller's.
+    let own = unsafe {
+        let d = S::load(own.as_ptr()).sub(S::load(max.as_ptr()));
+        let [e] = Exponents::<S>::new(softmax).times([d], S::splat(1.0));
+        e.lanes()
+    };
+    for at in 0..LANES {
+        by[at] = (-weight[at] / total[at]) as f32;
+        // 1 − p without cancellation where p is near 1: the largest logit's exponential is exactly 1.
+        of_token[at] = (weight[at] * ((total[at] - f64::from(own[at])) / total[at])) as f32;
+    }
+    Descent { by, of_token }
+}
+
+/// Writes what the rows' tokens get, and 0 to the rows that were not read.
+#[inline(always)]
+fn finish<T: Logit>(
+    logits: &mut [T],
+    softmax: &Softmax<'_>,
+    tokens: &[Token],
+    weights: &[f32],
+    of_token: &[f32; LANES],
+) {
+    for at in 0..tokens.len() {
+        let row = &mut logits[at * softmax.stride..][..softmax.vocab];
+        if weights[at] == 0.0 {
+            row.fill(T::default());
+        } else {
+            row[tokens[at] as usize] = T::from_f32(of_token[at]);
+        }
+    }
+}
+
 /// Up to 16 rows become a·scale·(onehot − softmax), with the scores of [`score`] and the weights a; those of weight 0
 /// become 0.
 #[inline(always)]
@@ -255,47 +441,138 @@ unsafe fn descend<S: Simd, T: Logit>(
     weights: &[f32],
     scores: &[RowScore],
 ) {
-    let (mut kept, rows) = ([false; LANES], tokens.len());
-    let (mut own, mut max, mut total, mut weight) = ([0.0; LANES], [0.0; LANES], [1.0; LANES], [0.0; LANES]);
-    for at in 0..rows {
-        kept[at] = weights[at] != 0.0;
-        let row = &mut logits[at * softmax.stride..][..softmax.vocab];
-        if kept[at] {
-            (own[at], max[at], total[at]) = (softmax.logit(row, tokens[at]), scores[at].max, scores[at].total);
-            weight[at] = f64::from(weights[at]) * f64::from(softmax.scale);
-        } else {
-            row.fill(T::default());
-        }
+    let Some(rows) = Rows::new(logits, softmax, tokens.len(), Some(weights)) else {
+        return finish(logits, softmax, tokens, weights, &[0.0; LANES]);
+    };
+    let own = rows.own(softmax, tokens);
+    let (mut max, mut total) = ([0.0; LANES], [1.0; LANES]);
+    for at in 0..scores.len() {
+        (max[at], total[at]) = (scores[at].max, scores[at].total);
     }
     // SAFETY: the caller's.
     unsafe {
         let exponents = Exponents::<S>::new(softmax);
-        // The token's own exponential, by the very operations that are in the total.
-        let d = S::load(own.as_ptr()).sub(S::load(max.as_ptr()));
-        own = exponents.times(d, S::splat(1.0)).lanes();
-        let (mut by, mut of_token) = ([0.0; LANES], [0.0; LANES]);
-        for at in 0..LANES {
-            by[at] = (-weight[at] / total[at]) as f32;
-            // 1 − p without cancellation where p is near 1: the largest logit's exponential is exactly 1.
-            of_token[at] = (weight[at] * ((total[at] - f64::from(own[at])) / total[at])) as f32;
+        let Descent { by, of_token } = descent::<S>(softmax, weights, &own, &max, &total);
+        for at in (0..weights.len()).filter(|&at| weights[at] != 0.0) {
+            let row = &mut logits[at * softmax.stride..][..softmax.vocab];
+            row::scale::<S, T>(row, softmax.mask, exponents, max[at], by[at]);
         }
-        if softmax.vocab < LANES {
-            short::scale::<S, T>(logits, softmax, exponents, &kept[..rows], &max, &by);
-        } else {
-            for at in (0..rows).filter(|&at| kept[at]) {
-                let row = &mut logits[at * softmax.stride..][..softmax.vocab];
-                row::scale::<S, T>(row, softmax.mask, exponents, max[at], by[at]);
-            }
-        }
-        for at in (0..rows).filter(|&at| kept[at]) {
-            logits[at * softmax.stride + tokens[at] as usize] = T::from_f32(of_token[at]);
-        }
+        finish(logits, softmax, tokens, weights, &of_token);
     }
 }
 dispatch! {
     fn descend_group<T: Logit>(
         logits: &mut [T], softmax: &Softmax<'_>, tokens: &[Token], weights: &[f32], scores: &[RowScore],
     ) = descend
+}
+
+/// The same of rows of fewer than 16 logits, which are scored once more, or for the first time; their log-probs.
+#[inline(always)]
+unsafe fn descend_short<S: Simd, T: Logit>(
+    logits: &mut [T],
+    softmax: &Softmax<'_>,
+    tokens: &[Token],
+    weights: &[f32],
+) -> [f32; LANES] {
+    let Some(rows) = Rows::new(logits, softmax, tokens.len(), Some(weights)) else {
+        finish(logits, softmax, tokens, weights, &[0.0; LANES]);
+        return [f32::NAN; LANES];
+    };
+    // SAFETY: the caller's.
+    unsafe {
+        let (exponents, mut kept) = (Exponents::<S>::new(softmax), Kept::<S, LANES>::new());
+        let (max, total, _) = short::normalise::<S, T, false, LANES>(&rows, softmax, exponents, &mut kept);
+        let own = rows.own(softmax, tokens);
+        let Descent { by, of_token } = descent::<S>(softmax, weights, &own, &max, &total);
+        short::scale::<S, T>(logits, softmax, weights, exponents, &kept, &by);
+        finish(logits, softmax, tokens, weights, &of_token);
+        log_probs(softmax, &own, &max, &ln(&total))
+    }
+}
+dispatch! {
+    fn descend_short_group<T: Logit>(
+        logits: &mut [T], softmax: &Softmax<'_>, tokens: &[Token], weights: &[f32],
+    ) -> [f32; LANES] = descend_short
+}
+
+/// The same of rows of 16 to 512 logits: apart, as what they keep is more than a frame should be for those that do not.
+#[inline(always)]
+unsafe fn descend_tile<S: Simd, T: Logit>(
+    logits: &mut [T],
+    softmax: &Softmax<'_>,
+    tokens: &[Token],
+    weights: &[f32],
+) -> [f32; LANES] {
+    let Some(rows) = Rows::new(logits, softmax, tokens.len(), Some(weights)) else {
+        finish(logits, softmax, tokens, weights, &[0.0; LANES]);
+        return [f32::NAN; LANES];
+    };
+    // SAFETY: the caller's.
+    unsafe {
+        let (exponents, mut kept) = (Exponents::<S>::new(softmax), Kept::<S, VECTORS>::new());
+        let (max, total, _) = tile::normalise::<S, T, false, VECTORS>(&rows, softmax, exponents, &mut kept);
+        let own = rows.own(softmax, tokens);
+        let Descent { by, of_token } = descent::<S>(softmax, weights, &own, &max, &total);
+        for at in (0..weights.len()).filter(|&at| weights[at] != 0.0) {
+            let row = &mut logits[at * softmax.stride..][..softmax.vocab];
+            tile::scale::<S, T>(row, at, exponents, &kept, by[at]);
+        }
+        finish(logits, softmax, tokens, weights, &of_token);
+        log_probs(softmax, &own, &max, &ln(&total))
+    }
+}
+dispatch! {
+    fn descend_tile_group<T: Logit>(
+        logits: &mut [T], softmax: &Softmax<'_>, tokens: &[Token], weights: &[f32],
+    ) -> [f32; LANES] = descend_tile
+}
+
+/// Either, by the length of the rows.
+fn descend_kept<T: Logit>(
+    isa: Isa,
+    logits: &mut [T],
+    softmax: &Softmax<'_>,
+    tokens: &[Token],
+    weights: &[f32],
+) -> [f32; LANES] {
+    let descend = if softmax.vocab < LANES { descend_short_group } else { descend_tile_group };
+    descend(isa, logits, softmax, tokens, weights)
+}
+
+/// Replaces each row of logits by a·scale·(onehot − softmax), with the weights a, and writes the rows' log-probs, NaN of
+/// those of weight 0, which are not read.
+///
+/// # Errors
+/// As for [`score`]; nothing is written then.
+pub(crate) fn gradients<T: Logit>(
+    options: &SoftmaxOptions<'_, Cpu>,
+    vocab: usize,
+    logits: &mut [T],
+    tokens: &[Token],
+    weights: &[f32],
+    log_probs: &mut [f32],
+) -> Result<()> {
+    let (softmax, isa) = (Softmax::new(options, vocab), Isa::best());
+    if !softmax.is_short() {
+        // Few rows: their scores are nothing beside the logits.
+        let mut scores = vec![RowScore::default(); tokens.len()];
+        score(options, vocab, logits, tokens, Some(weights), false, &mut scores, |score, _| score)?;
+        write_gradients(&softmax, logits, tokens, weights, &scores);
+        log_probs.iter_mut().zip(&scores).for_each(|(to, score)| *to = score.log_prob);
+        return Ok(());
+    }
+    check(options, vocab, logits, tokens, weights)?;
+    let run = softmax.rows_per_task();
+    let runs = logits.par_chunks_mut(run * softmax.stride).zip(tokens.par_chunks(run)).zip(weights.par_chunks(run));
+    runs.zip(log_probs.par_chunks_mut(run)).rev().for_each(|(((logits, tokens), weights), log_probs)| {
+        let groups = tokens.chunks(LANES).zip(weights.chunks(LANES)).zip(log_probs.chunks_mut(LANES));
+        for (at, ((tokens, weights), log_probs)) in groups.enumerate() {
+            let logits = &mut logits[at * LANES * softmax.stride..];
+            let found = descend_kept(isa, logits, &softmax, tokens, weights);
+            log_probs.copy_from_slice(&found[..tokens.len()]);
+        }
+    });
+    Ok(())
 }
 
 /// Replaces rows of logits, whose scores are those of [`score`], by their gradients.
@@ -318,7 +595,11 @@ pub(crate) fn write_gradients<T: Logit>(
             let groups = tokens.chunks(LANES).zip(weights.chunks(LANES)).zip(scores.chunks(LANES));
             for (at, ((tokens, weights), scores)) in groups.enumerate() {
                 let logits = &mut logits[at * LANES * softmax.stride..];
-                descend_group(isa, logits, softmax, tokens, weights, scores);
+                if softmax.is_short() {
+                    descend_kept(isa, logits, softmax, tokens, weights);
+                } else {
+                    descend_group(isa, logits, softmax, tokens, weights, scores);
+                }
             }
         });
 }
@@ -342,11 +623,18 @@ mod tests {
         let plain = score_group(isa, logits, softmax, tokens, Some(weights), false);
         let scores = |group: &Group| (0..tokens.len()).map(|row| group.score(row)).collect::<Vec<_>>();
         let bits =
-            |score: &RowScore| [score.max.to_bits().into(), score.log_prob.to_bits().into(), score.total.to_bits()];
+            |score: &RowScore| [u64::from(score.max.to_bits()), score.log_prob.to_bits().into(), score.total.to_bits()];
         let (scores, plain) = (scores(&found), scores(&plain));
-        assert!(scores.iter().flat_map(bits).eq(plain.iter().flat_map(bits)), "{isa:?}: the same with entropies");
+        for row in (0..tokens.len()).filter(|&row| weights[row] != 0.0) {
+            assert_eq!(bits(&scores[row]), bits(&plain[row]), "{isa:?}: row {row}, the same with entropies");
+        }
         let mut gradient = logits.to_vec();
-        descend_group(isa, &mut gradient, softmax, tokens, weights, &scores);
+        if softmax.is_short() {
+            let log_probs = descend_kept(isa, &mut gradient, softmax, tokens, weights);
+            assert!((0..tokens.len()).all(|row| log_probs[row].to_bits() == scores[row].log_prob.to_bits()), "{isa:?}");
+        } else {
+            descend_group(isa, &mut gradient, softmax, tokens, weights, &scores);
+        }
         let entropies = found.entropy[..tokens.len()].iter().map(|entropy| entropy.to_bits().into());
         let found = scores.iter().flat_map(bits).chain(entropies);
         (found.collect(), gradient.iter().map(|x| x.to_f32().to_bits()).collect())
