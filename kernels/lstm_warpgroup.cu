@@ -118,7 +118,7 @@ struct WarpgroupForward : LstmPass<WarpgroupForward<TILES, BLOCKS, SPLIT, KEEP, 
     if (BLOCKS == 1) return;
     __syncwarp();
     uint4* mine = reinterpret_cast<uint4*>(to + at.lane / 16 * plane_len());
-    if (SPLIT || at.lane < 16) *dev::cluster_map(mine, block ^ 1) = *mine;
+    if (SPLIT || at.lane < 16) dev::store_operand(dev::cluster_map(mine, block ^ 1), *mine);
   }
 
   // Cells and states, two neighbours of a row at a time, and the same behind dropout.

@@ -41,6 +41,9 @@ DEV_FN float tanh_approx(float x) {
   return y;
 }
 
+// A plain store of values that products of warpgroups may read: the emulator notes who has to fence them.
+template <typename T> DEV_FN void store_operand(T* to, T value) { *to = value; }
+
 // The address of shared memory as PTX takes it.
 DEV_FN uint32_t smem(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 

@@ -104,8 +104,8 @@ template <typename Products, int TILES> struct BackwardPass {
       }
       const Pair pair = split_pair<Bfloats>(two.x, two.y);
       uint32_t* to = reinterpret_cast<uint32_t*>(residual + products().place(local, column, a.size.outputs));
-      to[0] = pair.hi;
-      to[Products::operand_len(a.size.outputs) / 2] = pair.lo;
+      dev::store_operand(to, pair.hi);
+      dev::store_operand(to + Products::operand_len(a.size.outputs) / 2, pair.lo);
     }
   }
 
@@ -122,8 +122,8 @@ template <typename Products, int TILES> struct BackwardPass {
     }
     const Pair first = split_pair<Bfloats>(gate[0], gate[1]), second = split_pair<Bfloats>(gate[2], gate[3]);
     __nv_bfloat16* to = gates + products().place(local, unit * 4, a.size.gates());
-    *reinterpret_cast<uint2*>(to) = make_uint2(first.hi, second.hi);
-    *reinterpret_cast<uint2*>(to + Products::operand_len(a.size.gates())) = make_uint2(first.lo, second.lo);
+    dev::store_operand(reinterpret_cast<uint2*>(to), make_uint2(first.hi, second.hi));
+    dev::store_operand(reinterpret_cast<uint2*>(to + Products::operand_len(a.size.gates())), make_uint2(first.lo, second.lo));
   }
 
   // In: the activations i, f, g, o; out: the gradients of their pre-activations. dc becomes that of the step before.

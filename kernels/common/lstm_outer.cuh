@@ -99,8 +99,8 @@ template <typename Products> struct OuterPass {
     if (job.kind == kState) return copy(to, apart, job.left + row * 2 * job.rows, column, job.rows, there);
     const uint32_t hot = job.kind == kOneHot ? a.inputs[row] : 0, one = Bfloats::bits(Bfloats::narrow(1));
     const auto two = [&](uint32_t first) { return (first == hot ? one : 0) | (first + 1 == hot ? one << 16 : 0); };
-    *reinterpret_cast<uint4*>(to) = make_uint4(two(column), two(column + 2), two(column + 4), two(column + 6));
-    *reinterpret_cast<uint4*>(to + apart) = make_uint4(0, 0, 0, 0);
+    dev::store_operand(reinterpret_cast<uint4*>(to), make_uint4(two(column), two(column + 2), two(column + 4), two(column + 6)));
+    dev::store_operand(reinterpret_cast<uint4*>(to + apart), make_uint4(0, 0, 0, 0));
   }
 
   // One value of the launch's outputs, added to that of the launch before where there is one.

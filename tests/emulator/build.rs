@@ -24,7 +24,7 @@ fn main() {
     let runtime = compiler(2);
     expect_compiler(&runtime.get_compiler());
     runtime.clone().files(self::files(&host, "cpp")).compile("emulator_runtime");
-    let mut build = compiler(if sanitizers.is_empty() { 3 } else { 1 });
+    let mut build = compiler(if sanitizers.is_empty() { 2 } else { 1 });
     // A kernel's product and sum must not fuse on one machine and not on another.
     build.include(&kernels).flag("-xc++").flag("-ffp-contract=off").files(&files);
     println!("cargo::rustc-check-cfg=cfg(sanitized)");

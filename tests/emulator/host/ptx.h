@@ -115,6 +115,10 @@ inline void stmatrix_x2_trans(void* column, uint32_t first, uint32_t second, emu
   std::memcpy(column, argument.column, 16);  // by the lane that names the column
   emu::note_unfenced(column);
 }
+template <class T> void store_operand(T* to, T value) {
+  *to = value;
+  emu::note_unfenced(to);
+}
 inline void fence_async(emu::Site at = emu::Site::current()) {
   if (!emu::is_dropped(at)) emu::fence_async();
 }

@@ -83,7 +83,7 @@ void wgmma_commit(Site at);
 void wgmma_wait(unsigned keep, Site at);
 void wgmma_fence(Site at);
 uint64_t wgmma_operand(const void* first, uint32_t depth_stride, uint32_t column_stride, Site at);
-void note_unfenced(const void* piece);
+void note_unfenced(const void* to);
 void fence_async();
 bool is_dropped(Site);
 void expect_whole_warp(const Lanes& lanes);

@@ -6,9 +6,9 @@
 
 namespace emu {
 // ---- What has been written to shared memory and not been made visible to products
-void note_unfenced(const void* piece) {
+void note_unfenced(const void* to) {
   RuntimeScope scope;
-  launch->unfenced[piece] = self();
+  launch->unfenced[reinterpret_cast<const void*>(uintptr_t(to) & ~uintptr_t(15))] = self();
 }
 void fence_async() {
   RuntimeScope scope;
