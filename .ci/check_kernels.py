@@ -1,4 +1,5 @@
-"""Compiles every kernel for every architecture, prints what each needs, and fails where one spills or uses the stack.
+"""Compiles every kernel for every architecture, prints what each needs, and fails where one spills or uses the stack, or
+has products of warpgroups that ptxas makes wait for each other.
 
     NVCC=.../bin/nvcc python3 .ci/check_kernels.py [80 90a ...]
 
@@ -20,6 +21,7 @@ FLAGS = ["-cubin", "-std=c++17", "-O3", f"-I{ROOT / 'kernels'}", "-Xptxas=-v", "
 ENTRY = re.compile(r"Compiling entry function '(?P<name>\w+)'")
 STACK = re.compile(r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads")
 USED = re.compile(r"Used (?P<registers>\d+) registers")
+SERIALIZED = re.compile(r"wgmma.mma_async instructions are serialized .* in the function '(?P<name>\w+)'")
 SHARED = re.compile(r"(?P<shared>\d+) bytes smem")
 
 CELL = "{registers} / {shared} / {spills} / {stack}"
@@ -32,11 +34,14 @@ def architectures():
 
 
 def usage(report):
-    """What ptxas -v reports: {kernel: {registers, shared, spills, stack}}."""
+    """What ptxas -v reports: {kernel: {registers, shared, spills, stack, serialized}}."""
     kernels, row = {}, None
+    serialized = {match["name"] for match in SERIALIZED.finditer(report)}
     for line in report.splitlines():
         if match := ENTRY.search(line):
-            row = kernels.setdefault(match["name"], {"registers": 0, "shared": 0, "spills": 0, "stack": 0})
+            name = match["name"]
+            row = {"registers": 0, "shared": 0, "spills": 0, "stack": 0, "serialized": name in serialized}
+            kernels[name] = row
         if row is None:
             continue
         if match := STACK.search(line):  # of the kernel, or of a function that it calls
@@ -80,9 +85,9 @@ def main(names):
     print("Registers / static shared memory / spills / stack, the last three in bytes, as ptxas reports them:\n")
     print("\n".join(table(names, rows)))
     bad = [f"{kernel} on sm_{name}" for (_, kernel), cells in rows.items()
-           for name, row in cells.items() if row["spills"] or row["stack"]]
+           for name, row in cells.items() if row["spills"] or row["stack"] or row["serialized"]]
     if bad:
-        sys.exit("spills or stack: " + ", ".join(bad))
+        sys.exit("spills, stack, or products one by one: " + ", ".join(bad))
 
 
 if __name__ == "__main__":

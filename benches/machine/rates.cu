@@ -1,10 +1,12 @@
-// rates.cu -- what bounds the LSTM's kernels on this GPU: tensor cores by mma.sync, the second-level cache when all
+// rates.cu -- what bounds the LSTM's kernels on this GPU: tensor cores by mma.sync and wgmma, the second-level cache when all
 // multiprocessors read the same, barriers of a cluster, stores to another block of it, and how many clusters fit.
 //
-//     nvcc -gencode=arch=compute_90a,code=sm_90a -O3 -std=c++17 -o rates benches/machine/rates.cu && ./rates
+//     nvcc -gencode=arch=compute_90a,code=sm_90a -O3 -std=c++17 -Ikernels -o rates benches/machine/rates.cu && ./rates
 #include <cstdint>
 #include <cstdio>
 #include <cuda_runtime.h>
+
+#include "common/device.cuh"
 
 constexpr size_t kShared = 200 << 10;
 constexpr int kMost = 1024;  // blocks of a launch
@@ -74,6 +76,33 @@ __global__ void __launch_bounds__(512, 1) multiply(long long* cycles, int rounds
   if (all == 1.25f) *sink = all;
 }
 
+// Products of warpgroups, 64 x N x 16 each: A in registers, B in shared memory, eight begun before they are waited for.
+template <int N> __global__ void __launch_bounds__(512, 1) multiply_together(long long* cycles, int rounds, float* sink) {
+#ifdef HAS_WARPGROUPS
+  __shared__ __align__(128) uint4 columns[2 * N];
+  for (uint32_t i = threadIdx.x; i < 2 * N; i += blockDim.x) columns[i] = make_uint4(i * 77, i * 5, i, 3);
+  dev::fence_async();
+  __syncthreads();
+  float sums[2][N / 2] = {};
+  const uint4 a = make_uint4(threadIdx.x, 2, 3, 4);
+  const uint64_t b = dev::wgmma_operand(columns, N * 16, 128);
+  const long long began = clock64();
+  for (int i = 0; i < rounds; i++) {
+    dev::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 8; k++) dev::wgmma_f16(sums[k % 2], a, b);
+    dev::wgmma_commit();
+    dev::wgmma_wait<0>();
+  }
+  if (threadIdx.x == 0) cycles[blockIdx.x] = clock64() - began;
+  dev::wgmma_done(sums[0]);
+  dev::wgmma_done(sums[1]);
+  float all = 0;
+  for (int k = 0; k < N / 2; k++) all += sums[0][k] + sums[1][k];
+  if (all == 1.25f) *sink = all;
+#endif
+}
+
 static void expect(cudaError_t result) {
   if (result == cudaSuccess) return;
   fprintf(stderr, "%s\n", cudaGetErrorString(result));
@@ -137,4 +166,12 @@ int main() {
   for (int threads : {128, 256, 512})
     printf("mma.sync m16n8k16, %d threads: %.2f cycles each a partition\n", threads,
            run(multiply, cycles, blocks, 1, threads, cycles, 1000, reinterpret_cast<float*>(memory)) / 16000 / (threads / 128));
+  const auto together = [&](auto kernel, int columns) {
+    for (int threads : {128, 256, 384, 512})
+      printf("wgmma m64n%dk16, %d threads: %.1f cycles each a multiprocessor\n", columns, threads,
+             run(kernel, cycles, blocks, 1, threads, cycles, 1000, reinterpret_cast<float*>(memory)) / 8000 / (threads / 128));
+  };
+  together(multiply_together<16>, 16);
+  together(multiply_together<32>, 32);
+  together(multiply_together<64>, 64);
 }

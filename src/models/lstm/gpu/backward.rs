@@ -226,11 +226,14 @@ impl<L: Launcher> GpuLstm<L> {
             let got = format!("{} bytes (hidden {})", bytes(1), size.units);
             return Err(Error::argument("LSTM gradient on the GPU", expected, got));
         }
-        let largest = if limits.has_warpgroups() { 4 } else { 2 };
-        let full = |tiles: usize| {
-            bytes(tiles) <= limits.shared_bytes && slots.div_ceil(tiles * TILE) >= limits.multiprocessors
+        // By warpgroups more rows cost little more, as they read the same weights: where blocks of half as many would take turns.
+        // By warps they cost twice as much: where there is a block for each multiprocessor all the same.
+        let blocks = |tiles: usize| slots.div_ceil(tiles * TILE);
+        let worth = |tiles: usize| match limits.has_warpgroups() {
+            true => blocks(tiles / 2) > limits.multiprocessors,
+            false => tiles == 2 && blocks(tiles) >= limits.multiprocessors,
         };
-        let tiles = [4, 2].into_iter().find(|&tiles| tiles <= largest && full(tiles)).unwrap_or(1);
+        let tiles = [4, 2].into_iter().find(|&tiles| bytes(tiles) <= limits.shared_bytes && worth(tiles)).unwrap_or(1);
         let (kind, alpha) = coefficients.weighting.code();
         let address = |values: &Option<GpuView<'_, f64>>| values.as_ref().map_or(0, |values| values.address());
         let argument = Backward {
@@ -257,7 +260,7 @@ impl<L: Launcher> GpuLstm<L> {
             unused: 0,
             dropout,
         };
-        let (kernel, grid) = launch_of(size, tiles, slots.div_ceil(tiles * TILE), limits);
+        let (kernel, grid) = launch_of(size, tiles, blocks(tiles), limits);
         let grid = grid.shared(bytes(tiles));
         // lstm_backward_*(const LstmBackward arguments), lstm_warpgroup_backward_*(const LstmBackward arguments)
         // SAFETY: the buffers have the sizes that the kernel's header gives, for `capacity` slots and the batch's rows.
