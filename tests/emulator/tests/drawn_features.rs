@@ -193,8 +193,8 @@ fn the_launch_that_draws_makes_the_features() {
     let mut lstm = lstm(&gpu, space);
     let closure = Custom::new(|batch| vec![0.5; batch.rows]);
     for (set, kernels) in [
-        (small_set(space), &[Kernel::LstmForwardSplit2][..]),
-        (set(space, [Feature::Custom(closure)]), &[Kernel::LstmForwardSplit2, Kernel::FeaturesShared]),
+        (small_set(space), &[Kernel::LstmWarpgroupSplit2][..]),
+        (set(space, [Feature::Custom(closure)]), &[Kernel::LstmWarpgroupSplit2, Kernel::FeaturesShared]),
     ] {
         gpu.launcher().take_launches();
         draw(&gpu, &mut lstm, None, Some(&set), 40);
@@ -213,7 +213,7 @@ fn draws_of_no_source_have_a_pass_of_features() {
     let guide = Some(&guide);
     let mut target = Target { base: &mut base, features: &features, potential: &potential, guide, contexts: None };
     let mut draws = Draws::new(&gpu, space, 40, 3).unwrap();
-    let (sampled, score) = (Kernel::LstmForwardSplit2, Kernel::LogPotential);
+    let (sampled, score) = (Kernel::LstmWarpgroupSplit2, Kernel::LogPotential);
     for (source, kernels) in [
         (Source::Base, &[sampled, score][..]),
         (Source::Guided, &[sampled, score]),
