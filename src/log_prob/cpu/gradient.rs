@@ -162,7 +162,7 @@ unsafe fn descend<S: Simd, T: Logit>(
     }
 }
 dispatch! {
-    fn descend_group<T: Logit>(
+    pub(super) fn descend_group<T: Logit>(
         logits: &mut [T], softmax: &Softmax<'_>, tokens: &[Token], weights: &[f32], scores: &[RowScore],
     ) = descend
 }
@@ -229,7 +229,7 @@ dispatch! {
 }
 
 /// Either, by the length of the rows.
-fn descend_kept<T: Logit>(
+pub(super) fn descend_kept<T: Logit>(
     isa: Isa,
     logits: &mut [T],
     softmax: &Softmax<'_>,

@@ -316,6 +316,7 @@ fn fault_of<T: Logit>(
 mod tests {
     use half::bf16;
 
+    use super::gradient::{descend_group, descend_kept};
     use super::*;
     use crate::rng::{Draw, Purpose};
 
