@@ -5,9 +5,9 @@
 // that each gate gradient is read once a matrix. Short tables and biases have blocks of kFew rows.
 #include "common/lstm_outer.cuh"
 
+#ifdef HAS_WARPGROUPS
 constexpr int kFew = 32;  // rows: more products than they need would only be made for nothing
 
-#ifdef HAS_WARPGROUPS
 template <int UNITS> struct WarpgroupOuter : OuterPass<WarpgroupOuter<UNITS>> {
   using Pass = OuterPass<WarpgroupOuter>;
   using Pass::a, Pass::job, Pass::k0, Pass::n0;

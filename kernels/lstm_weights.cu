@@ -28,7 +28,7 @@ struct Outer : OuterPass<Outer> {
   // the job does not have, as it is a bias or a short table, have nothing to do.
   __device__ __forceinline__ void multiply(const __nv_bfloat16* slabs) {
     if (k0 + warp_row() >= job.rows) return;
-#pragma unroll
+#pragma unroll 1
     for (uint32_t i = 0; i < kTogether; i++) multiply_slab(slabs + i * kSlab);
   }
   __device__ __forceinline__ void multiply_slab(const __nv_bfloat16* slab) {

@@ -230,6 +230,9 @@ DEV_FN uint32_t cluster_rank() { __trap(); return 0; }
 DEV_FN void cluster_sync() { __trap(); }
 template <typename T> DEV_FN T* cluster_map(T* p, uint32_t) { __trap(); return p; }
 #endif
+#ifndef HAS_WARPGROUPS
+template <int N> DEV_FN void wgmma_wait() { __trap(); }
+#endif
 }  // namespace dev
 #else
 #include "emulator.h"
