@@ -151,7 +151,7 @@ struct Forward : LstmPass<Forward<TILES, SPLIT, KEEP, AHEAD>, TILES, 1, SPLIT, K
   }
 LSTM_FORWARD(lstm_forward_split_1, 1, true, false, 16, 2)
 LSTM_FORWARD(lstm_forward_split_2, 2, true, false, 8, 3)
-LSTM_FORWARD(lstm_forward_split_4, 4, true, false, 8, 3)
+LSTM_FORWARD(lstm_forward_split_4, 4, true, false, 8, 2)
 LSTM_FORWARD(lstm_forward_plain_1, 1, false, false, 16, 4)
 LSTM_FORWARD(lstm_forward_plain_2, 2, false, false, 8, 4)
 LSTM_FORWARD(lstm_forward_plain_4, 4, false, false, 8, 4)

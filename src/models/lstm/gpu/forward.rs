@@ -103,7 +103,7 @@ impl Pass {
             (Pass::Read(Precision::Half), _, 2) => (LstmWarpgroupPlain2, 4),
             (Pass::Read(Precision::Half), _, _) => (LstmWarpgroupPlain4, 3),
             (Pass::Keep, _, 1) => (LstmWarpgroupKeep1, 4),
-            (Pass::Keep, _, _) => (LstmWarpgroupKeep2, 4),
+            (Pass::Keep, _, _) => (LstmWarpgroupKeep2, 3),
         }
     }
 }
@@ -272,7 +272,7 @@ mod tests {
             Plan::new(size, Pass::Keep, false, rows, limits).unwrap().launch(size, Pass::Keep, 1, limits).1.threads
         };
         assert_eq!([threads(208, 8192, A100), threads(48, 8192, A100)], [8 * 32, 6 * 32]);
-        assert_eq!([threads(208, 8192, H200), threads(208, 2048, H200)], [4 * 128, 4 * 128]);
+        assert_eq!([threads(208, 8192, H200), threads(208, 2048, H200)], [3 * 128, 4 * 128]);
         assert_eq!([threads(48, 8192, H200), threads(48, 2048, H200)], [2 * 128, 128]);
     }
 
