@@ -62,9 +62,13 @@ EMU_ACROSS_LANES static void land(const Product& product, const Block* block) {
 // All products of groups that are `keep` behind the latest, or older.
 static void land_products(Warp* warp, const Block* block, unsigned keep) {
   size_t kept = 0;
-  for (const Product& product : warp->products) {
-    if (product.group + keep < warp->product_groups) land(product, block);
-    else warp->products[kept++] = product;
+  for (size_t i = 0; i < warp->products.size(); i++) {
+    if (warp->products[i].group + keep < warp->product_groups) {
+      land(warp->products[i], block);
+    } else {
+      RuntimeScope scope;
+      warp->products[kept++] = warp->products[i];
+    }
   }
   RuntimeScope scope;
   warp->products.resize(kept);
@@ -83,15 +87,22 @@ EMU_ACROSS_LANES static void begin_product(const Lanes& lanes) {
   Warp* warp = self()->warp;
   if (!warp->fenced) fail(lanes.at, "%s without wgmma_fence since the last group", lanes.name);
   const auto* first = static_cast<Operands*>(lanes.arguments[0]);
-  Product product{{}, {}, first->b, first->columns, first->transposed, first->to_float, warp->product_groups, lanes.name, lanes.at};
+  for (void* argument : lanes.arguments)
+    if (static_cast<Operands*>(argument)->b != first->b) fail(lanes.at, "%s: lanes name different operands B", lanes.name);
+  RuntimeScope scope;
+  Product& product = warp->products.emplace_back();  // in place, as meetings are
+  product.b = first->b;
+  product.columns = first->columns;
+  product.transposed = first->transposed;
+  product.to_float = first->to_float;
+  product.group = warp->product_groups;
+  product.name = lanes.name;
+  product.at = lanes.at;
   for (int lane = 0; lane < 32; lane++) {
     const auto* mine = static_cast<Operands*>(lanes.arguments[lane]);
-    if (mine->b != product.b) fail(lanes.at, "%s: lanes name different operands B", lanes.name);
     product.d[lane] = mine->d;
     product.a[lane] = mine->a;
   }
-  RuntimeScope scope;
-  warp->products.push_back(product);
 }
 void wgmma(float* d, int columns, const uint4* a, uint64_t b, bool transposed, float (*to_float)(uint16_t), const char* name,
            Site at) {
