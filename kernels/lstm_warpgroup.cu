@@ -4,7 +4,7 @@
 // block, in shared memory. Each of its warps has a group of 8 units: rows g and g + 8 of its first product are gates i and f of
 // unit g, of its second g and o, so a thread has all that a cell of its unit needs, for rows 2q and 2q + 1 of each eight.
 // Weights come to registers as they do there; states lie as operands, [U / 8][rows][8], and are written by transposing stores.
-// A product runs while the thread asks for weights, and while the other warpgroup updates its cells.
+// A product runs while the thread asks for weights, and while another warpgroup updates its cells.
 #include "common/lstm_pass.cuh"
 #include "common/stream.cuh"
 
@@ -124,7 +124,9 @@ struct WarpgroupForward : LstmPass<WarpgroupForward<TILES, BLOCKS, SPLIT, KEEP, 
   // Cells and states, two neighbours of a row at a time, and the same behind dropout.
   __device__ __forceinline__ void keep_tile(const float (&c)[4], float (&h)[4], uint32_t layer, uint32_t group, uint32_t tile, uint32_t t) {
     const uint32_t odd = at.g % 2, unit = group * 8 + at.g - odd;
-    for_neighbours([&](int e) { this->keep_states(layer, t, row(tile, e + odd), unit, neighbours(c, e), neighbours(h, e)); });
+#pragma unroll
+    for (int e = 0; e < 4; e += 2)
+      this->keep_states(layer, t, row(tile, e + odd), unit, neighbours(c, e), neighbours(h, e));
     if (!a.dropout.limit) return;
 #pragma unroll
     for (int e = 0; e < 4; e++) {
@@ -132,11 +134,8 @@ struct WarpgroupForward : LstmPass<WarpgroupForward<TILES, BLOCKS, SPLIT, KEEP, 
       h[e] *= odd ? mask.y : mask.x;
     }
     set_states(h, group, tile, this->dropped_plane(layer));
-    for_neighbours([&](int e) { this->keep_dropped(layer, t, row(tile, e + odd), unit, neighbours(h, e)); });
-  }
-  template <typename Use> static __device__ __forceinline__ void for_neighbours(Use use) {
-    use(0);
-    use(2);
+#pragma unroll
+    for (int e = 0; e < 4; e += 2) this->keep_dropped(layer, t, row(tile, e + odd), unit, neighbours(h, e));
   }
   // Lanes of units g and g ^ 1 have the same rows e and e + 1: the even one takes both units of the first, the other of the
   // second.

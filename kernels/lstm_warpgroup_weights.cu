@@ -12,9 +12,9 @@ template <int UNITS> struct WarpgroupOuter : OuterPass<WarpgroupOuter<UNITS>> {
   using Pass = OuterPass<WarpgroupOuter>;
   using Pass::a, Pass::job, Pass::k0, Pass::n0;
   static constexpr int kRows = UNITS, kColumns = 128;
-  static constexpr int kStride = kColumns + 8, kEight = 16 * 8 + 8;             // the last eight spread rows over the banks
-  static constexpr int kRight = 16 * kStride, kLeft = UNITS / 8 * kEight;       // one part of an operand
-  static constexpr int kSlab = 2 * (kRight + kLeft);                            // [2 parts] of right, [2 parts] of left
+  static constexpr int kStride = kColumns + 8, kEight = 16 * 8 + 8;        // the last eight spread rows over the banks
+  static constexpr int kRight = 16 * kStride, kLeft = UNITS / 8 * kEight;  // one part of an operand
+  static constexpr int kSlab = 2 * (kRight + kLeft);                       // [2 parts] of right, [2 parts] of left
   float sums[UNITS / 2] = {};  // of each eight rows the thread's two of column g, then of column g + 8
 
   __device__ __forceinline__ WarpgroupOuter(const LstmWeights& a, const OuterJob& own, __nv_bfloat16* slabs) : Pass(a, own, slabs) {}
@@ -55,12 +55,12 @@ template <int UNITS> struct WarpgroupOuter : OuterPass<WarpgroupOuter<UNITS>> {
     }
     dev::wgmma_fence();
 #pragma unroll
-    for (uint32_t i = 0; i < kTogether; i++) add(high[i], low[i], slabs + i * kSlab);
+    for (uint32_t i = 0; i < kTogether; i++) multiply_slab(high[i], low[i], slabs + i * kSlab);
     dev::wgmma_commit();
     dev::wgmma_wait<0>();
     dev::wgmma_done(sums);
   }
-  __device__ __forceinline__ void add(const uint4& high, const uint4& low, const __nv_bfloat16* slab) {
+  __device__ __forceinline__ void multiply_slab(const uint4& high, const uint4& low, const __nv_bfloat16* slab) {
     const uint64_t left = dev::wgmma_operand(slab + 2 * kRight, 128, kEight * 2);
     dev::wgmma_bf16_trans(sums, high, left + kLeft / 8);
     dev::wgmma_bf16_trans(sums, low, left);
@@ -71,7 +71,7 @@ template <int UNITS> struct WarpgroupOuter : OuterPass<WarpgroupOuter<UNITS>> {
     const Lane at;
 #pragma unroll
     for (int i = 0; i < UNITS / 2; i++)
-      Pass::add(k0 + i / 4 * 8 + at.q * 2 + i % 2, n0 + warp_column() + i / 2 % 2 * 8 + at.g, sums[i]);
+      this->add(k0 + i / 4 * 8 + at.q * 2 + i % 2, n0 + warp_column() + i / 2 % 2 * 8 + at.g, sums[i]);
   }
 };
 #endif

@@ -28,7 +28,6 @@ struct LstmBackward {
 };
 static_assert(sizeof(LstmBackward) == 184, "src/models/lstm/gpu/backward.rs has the same layout");
 
-
 // Products, which derives from this, has
 //   differentiate(layer, t): the layer's gate gradients at step t, from what has been sent to it;
 //   send(layer): the layer's gate gradients to its own state of the step before and to the layer below;

@@ -33,10 +33,10 @@ static_assert(sizeof(LstmWeightJob) == 40 && sizeof(LstmWeights) == 64, "src/mod
 constexpr int kTogether = 2;  // slabs between two barriers
 constexpr int kStages = 3;    // so many slabs each, in shared memory
 
-// A block's job: kRows by kColumns outputs of it from k0 and n0 on.
+// The job that this block of threads has a part in.
 struct OuterJob {
   LstmWeightJob job;
-  uint32_t block;  // of the job
+  uint32_t block;  // its number among the job's
   __device__ __forceinline__ explicit OuterJob(const LstmWeights& a) {
     uint32_t number = 0;
     while (number + 1 < a.job_count && a.jobs[number + 1].first_block <= blockIdx.x) number++;
@@ -53,7 +53,7 @@ struct OuterJob {
 template <typename Products> struct OuterPass {
   const LstmWeights& a;
   const LstmWeightJob job;
-  uint32_t k0, n0;
+  uint32_t k0, n0;            // the first of the block's outputs
   __nv_bfloat16* slabs;       // [kStages][kTogether][kSlab]
   uint32_t tile, t, steps;    // the slab that is asked for next, and the steps of its tile
   uint32_t asked = 0, total;  // slabs

@@ -29,6 +29,7 @@ template <typename Jobs> struct ForwardWalk {
 //   advance(layer, t, below, before, after): one layer of step t, which reads `below` (layers above 0) and `before`;
 //   load(operand, states, step): the A operand of one k16 step of 16 rows, whose states begin at `states`;
 //   tile_of(tile): where the states of a tile of 16 rows begin in a plane;
+//   meet(): the states that have been written are there for all;
 //   kPadding: values that a row of a plane has more than units.
 template <typename Layers, int TILES, int BLOCKS, bool SPLIT, bool KEEP> struct LstmPass : LstmRows<TILES, BLOCKS, KEEP> {
   using Rows = LstmRows<TILES, BLOCKS, KEEP>;

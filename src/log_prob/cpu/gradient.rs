@@ -167,7 +167,43 @@ dispatch! {
     ) = descend
 }
 
-/// The same of rows of fewer than 16 logits, which are scored once more, or for the first time; their log-probs.
+/// The same of rows of at most 512 logits, whose exponentials have ROOM vectors to be kept in: they are scored once more, or for
+/// the first time; their log-probs.
+#[inline(always)]
+unsafe fn descend_keeping<S: Simd, T: Logit, const ROOM: usize>(
+    logits: &mut [T],
+    softmax: &Softmax<'_>,
+    tokens: &[Token],
+    weights: &[f32],
+) -> [f32; LANES] {
+    let Some(rows) = Rows::new(logits, softmax, tokens.len(), Some(weights)) else {
+        finish(logits, softmax, tokens, weights, &[0.0; LANES]);
+        return [f32::NAN; LANES];
+    };
+    // SAFETY: the caller's.
+    unsafe {
+        let (exponents, mut kept) = (Exponents::<S>::new(softmax), Kept::<S, ROOM>::new());
+        let (max, total, _) = if ROOM == LANES {
+            short::normalise::<S, T, false, ROOM>(&rows, softmax, exponents, &mut kept)
+        } else {
+            tile::normalise::<S, T, false, ROOM>(&rows, softmax, exponents, &mut kept)
+        };
+        let own = rows.own(softmax, tokens);
+        let Descent { by, of_token } = descent::<S>(softmax, weights, &own, &max, &total);
+        if ROOM == LANES {
+            short::scale::<S, T, ROOM>(logits, softmax, weights, exponents, &kept, &by);
+        } else {
+            for at in (0..weights.len()).filter(|&at| weights[at] != 0.0) {
+                let row = &mut logits[at * softmax.stride..][..softmax.vocab];
+                tile::scale::<S, T, ROOM>(row, at, exponents, &kept, by[at]);
+            }
+        }
+        finish(logits, softmax, tokens, weights, &of_token);
+        log_probs(softmax, &own, &max, &ln(&total))
+    }
+}
+
+/// Of rows of fewer than 16 logits, a vector for each token.
 #[inline(always)]
 unsafe fn descend_short<S: Simd, T: Logit>(
     logits: &mut [T],
@@ -175,20 +211,8 @@ unsafe fn descend_short<S: Simd, T: Logit>(
     tokens: &[Token],
     weights: &[f32],
 ) -> [f32; LANES] {
-    let Some(rows) = Rows::new(logits, softmax, tokens.len(), Some(weights)) else {
-        finish(logits, softmax, tokens, weights, &[0.0; LANES]);
-        return [f32::NAN; LANES];
-    };
     // SAFETY: the caller's.
-    unsafe {
-        let (exponents, mut kept) = (Exponents::<S>::new(softmax), Kept::<S, LANES>::new());
-        let (max, total, _) = short::normalise::<S, T, false, LANES>(&rows, softmax, exponents, &mut kept);
-        let own = rows.own(softmax, tokens);
-        let Descent { by, of_token } = descent::<S>(softmax, weights, &own, &max, &total);
-        short::scale::<S, T>(logits, softmax, weights, exponents, &kept, &by);
-        finish(logits, softmax, tokens, weights, &of_token);
-        log_probs(softmax, &own, &max, &ln(&total))
-    }
+    unsafe { descend_keeping::<S, T, LANES>(logits, softmax, tokens, weights) }
 }
 dispatch! {
     fn descend_short_group<T: Logit>(
@@ -196,7 +220,7 @@ dispatch! {
     ) -> [f32; LANES] = descend_short
 }
 
-/// The same of rows of 16 to 512 logits: apart, as what they keep is more than a frame should be for those that do not.
+/// Of rows of 16 to 512 logits: apart, as what they keep is more than a frame should be for those that do not.
 #[inline(always)]
 unsafe fn descend_tile<S: Simd, T: Logit>(
     logits: &mut [T],
@@ -204,23 +228,8 @@ unsafe fn descend_tile<S: Simd, T: Logit>(
     tokens: &[Token],
     weights: &[f32],
 ) -> [f32; LANES] {
-    let Some(rows) = Rows::new(logits, softmax, tokens.len(), Some(weights)) else {
-        finish(logits, softmax, tokens, weights, &[0.0; LANES]);
-        return [f32::NAN; LANES];
-    };
     // SAFETY: the caller's.
-    unsafe {
-        let (exponents, mut kept) = (Exponents::<S>::new(softmax), Kept::<S, VECTORS>::new());
-        let (max, total, _) = tile::normalise::<S, T, false, VECTORS>(&rows, softmax, exponents, &mut kept);
-        let own = rows.own(softmax, tokens);
-        let Descent { by, of_token } = descent::<S>(softmax, weights, &own, &max, &total);
-        for at in (0..weights.len()).filter(|&at| weights[at] != 0.0) {
-            let row = &mut logits[at * softmax.stride..][..softmax.vocab];
-            tile::scale::<S, T>(row, at, exponents, &kept, by[at]);
-        }
-        finish(logits, softmax, tokens, weights, &of_token);
-        log_probs(softmax, &own, &max, &ln(&total))
-    }
+    unsafe { descend_keeping::<S, T, VECTORS>(logits, softmax, tokens, weights) }
 }
 dispatch! {
     fn descend_tile_group<T: Logit>(

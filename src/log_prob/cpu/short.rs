@@ -73,12 +73,12 @@ pub(super) unsafe fn normalise<S: Simd, T: Logit, const ENTROPY: bool, const ROO
 
 /// Each logit of the rows whose weight is not 0 becomes by·e, with a factor per row.
 #[inline(always)]
-pub(super) unsafe fn scale<S: Simd, T: Logit>(
+pub(super) unsafe fn scale<S: Simd, T: Logit, const ROOM: usize>(
     logits: &mut [T],
     softmax: &Softmax<'_>,
     weights: &[f32],
     exponents: Exponents<S>,
-    kept: &Kept<S, LANES>,
+    kept: &Kept<S, ROOM>,
     by: &[f32; LANES],
 ) {
     let mut columns = [[T::default(); LANES]; LANES];

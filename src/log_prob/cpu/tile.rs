@@ -128,11 +128,11 @@ unsafe fn four<S: Simd, T: Logit, const ENTROPY: bool, const ROOM: usize>(
 
 /// Each logit of row `at` of the group becomes `by`·e.
 #[inline(always)]
-pub(super) unsafe fn scale<S: Simd, T: Logit>(
+pub(super) unsafe fn scale<S: Simd, T: Logit, const ROOM: usize>(
     row: &mut [T],
     at: usize,
     exponents: Exponents<S>,
-    kept: &Kept<S, VECTORS>,
+    kept: &Kept<S, ROOM>,
     by: f32,
 ) {
     let (first, whole) = (at * row.len().div_ceil(LANES), row.len() / LANES);

@@ -338,38 +338,19 @@ DEV_FN void product_of_warpgroup(const uint32_t* in, uint32_t* out, uint32_t* b,
 #else
 #define OF_WARPGROUP(TYPE) 0
 #endif
-CONFORMANCE_KERNEL(conform_wgmma_16) {
-  SHARED_DYN(uint32_t, b);
-  product_of_warpgroup<16>(in, out, b, OF_WARPGROUP(f16));
-}
-CONFORMANCE_KERNEL(conform_wgmma_32) {
-  SHARED_DYN(uint32_t, b);
-  product_of_warpgroup<32>(in, out, b, OF_WARPGROUP(f16));
-}
-CONFORMANCE_KERNEL(conform_wgmma_64) {
-  SHARED_DYN(uint32_t, b);
-  product_of_warpgroup<64>(in, out, b, OF_WARPGROUP(f16));
-}
-CONFORMANCE_KERNEL(conform_wgmma_trans_32) {
-  SHARED_DYN(uint32_t, b);
-  product_of_warpgroup<32, true>(in, out, b, OF_WARPGROUP(bf16_trans));
-}
-CONFORMANCE_KERNEL(conform_wgmma_trans_64) {
-  SHARED_DYN(uint32_t, b);
-  product_of_warpgroup<64, true>(in, out, b, OF_WARPGROUP(bf16_trans));
-}
-CONFORMANCE_KERNEL(conform_wgmma_trans_128) {
-  SHARED_DYN(uint32_t, b);
-  product_of_warpgroup<128, true>(in, out, b, OF_WARPGROUP(bf16_trans));
-}
-CONFORMANCE_KERNEL(conform_wgmma_trans_208) {
-  SHARED_DYN(uint32_t, b);
-  product_of_warpgroup<208, true>(in, out, b, OF_WARPGROUP(bf16_trans));
-}
-CONFORMANCE_KERNEL(conform_wgmma_bf16) {
-  SHARED_DYN(uint32_t, b);
-  product_of_warpgroup<32>(in, out, b, OF_WARPGROUP(bf16));
-}
+#define CONFORMANCE_OF_WARPGROUPS(name, TYPE, ...)                      \
+  CONFORMANCE_KERNEL(name) {                                            \
+    SHARED_DYN(uint32_t, b);                                            \
+    product_of_warpgroup<__VA_ARGS__>(in, out, b, OF_WARPGROUP(TYPE));  \
+  }
+CONFORMANCE_OF_WARPGROUPS(conform_wgmma_16, f16, 16)
+CONFORMANCE_OF_WARPGROUPS(conform_wgmma_32, f16, 32)
+CONFORMANCE_OF_WARPGROUPS(conform_wgmma_64, f16, 64)
+CONFORMANCE_OF_WARPGROUPS(conform_wgmma_bf16, bf16, 32)
+CONFORMANCE_OF_WARPGROUPS(conform_wgmma_trans_32, bf16_trans, 32, true)
+CONFORMANCE_OF_WARPGROUPS(conform_wgmma_trans_64, bf16_trans, 64, true)
+CONFORMANCE_OF_WARPGROUPS(conform_wgmma_trans_128, bf16_trans, 128, true)
+CONFORMANCE_OF_WARPGROUPS(conform_wgmma_trans_208, bf16_trans, 208, true)
 
 // ---- Clusters, mbarriers and bulk copies: compute capability 9.0
 // Each block reads the static and the dynamic shared memory of the next block of its cluster.
