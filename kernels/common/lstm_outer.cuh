@@ -4,7 +4,8 @@
 // Every block of parameters is out[k, n] = sum over (step, slot) of left[k] * right[n], where right holds gate gradients
 // (or the head's residual) and left a state, a one-hot input token, or 1 (a bias). A slab is 16 slots at one step: the
 // depth of one product; a few are on their way while others are multiplied. A block of threads owns some outputs and one run of
-// slabs; runs are fixed by the number of slots, and their sums are folded in order, so that results do not depend on the machine.
+// slabs; runs are fixed by the number of slots, and their sums are folded in order, so that results do not depend on how many
+// multiprocessors there are.
 #pragma once
 #include "common/lstm.cuh"
 #include "common/split.cuh"
