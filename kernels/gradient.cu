@@ -129,7 +129,7 @@ DEV_FN void gradients_of_parts(Row held, T* logits, const uint32_t* tokens, cons
     held.load(softmax, part, row, weight != 0, alignment);
     const float x = token < softmax.vocab ? held.at(softmax, row, token) : NAN;
     const Normaliser found = held.template normalise<false>(softmax, part);
-    __syncwarp();  // all lanes have read the row
+    __syncwarp();  // mutation: as in WarpTeam::sum: all lanes have read the row
     if (!exists) continue;
     RowGradient gradient{0.0f, 0.0f, NAN};
     if (weight != 0) gradient = gradient_of(softmax, found, at, token, weight, x, part.lane == 0, status);

@@ -6,6 +6,8 @@
 A site whose absence cannot be seen says why at the end of its line: `// mutation: <why>`.
 """
 import argparse
+import concurrent.futures
+import functools
 import json
 import os
 import pathlib
@@ -48,6 +50,7 @@ def tests():
                     if line.endswith(": test"))
 
 
+@functools.cache
 def fails(executable, test, dropped=None):
     """Whether the test fails with this site left out, if any."""
     environment = {**os.environ, "EMULATOR_DROP": dropped} if dropped else os.environ
@@ -63,6 +66,15 @@ def words(text):
     return set(re.findall(r"[a-z0-9]+", text.lower()))
 
 
+def finder(all_tests, name, line):
+    """The first test that fails without line `line` of file `name`, and with it does not; or None."""
+    # Tests whose program or name shares words with the file's name first: they are the likeliest to fail.
+    shared = lambda test: len(words(f"{pathlib.Path(test[0]).name} {test[1]}") & words(pathlib.Path(name).stem))
+    likely = sorted(all_tests, key=shared, reverse=True)
+    finds = lambda test: fails(*test, f"{name}:{line}") and not fails(*test)
+    return next((test for executable, test in likely if finds((executable, test))), None)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sample", type=int, help="only so many sites, drawn by --seed")
@@ -75,19 +87,14 @@ def main():
     if options.sample is not None and options.sample < len(found):
         found = sorted(random.Random(options.seed).sample(found, options.sample))
     all_tests = list(tests())
-    broken = [test for executable, test in all_tests if fails(executable, test)]
-    if broken:
-        sys.exit(f"fails before any mutation: {', '.join(broken)}")
 
     missed = 0
     print(f"{'site':32}{'statement':24}found by")
-    for name, line, statement, exempt in found:
-        # Tests that share words with the file's name first: they are the likeliest to fail.
-        likely = sorted(all_tests, key=lambda test: -len(words(test[1]) & words(pathlib.Path(name).stem)))
-        finder = exempt and f"(exempt: {exempt})"
-        finder = finder or next((test for executable, test in likely if fails(executable, test, f"{name}:{line}")), None)
-        missed += finder is None
-        print(f"{f'{name}:{line}':32}{statement:24}{finder or 'NO TEST'}", flush=True)
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        finders = pool.map(lambda site: site[3] and f"(exempt: {site[3]})" or finder(all_tests, *site[:2]), found)
+        for (name, line, statement, _), by in zip(found, finders):
+            missed += by is None
+            print(f"{f'{name}:{line}':32}{statement:24}{by or 'NO TEST'}", flush=True)
     if missed:
         sys.exit(f"{missed} of {len(found)} synchronisations can be left out and no test fails")
 
