@@ -53,9 +53,14 @@ struct WarpgroupForward : LstmPass<WarpgroupForward<TILES, BLOCKS, SPLIT, KEEP, 
   }
   // The states that have been written are there for all, and for products.
   __device__ __forceinline__ void meet() const {
-    dev::fence_async();
-    if (BLOCKS == 2) dev::cluster_sync(); else __syncthreads();
-    if (BLOCKS == 2) dev::fence_async();  // mutation: for what the other block has written, which the emulator takes for seen
+    if (BLOCKS == 2) {
+      dev::fence_async_cluster();
+      dev::cluster_sync();
+      dev::fence_async_cluster();  // mutation: for what the other block has written, which the emulator takes for seen
+    } else {
+      dev::fence_async();
+      __syncthreads();
+    }
   }
 
   // The row of the thread's e-th cell of a tile.

@@ -216,8 +216,10 @@ DEV_WGMMA(wgmma_bf16_trans, bf16, 208, 104, 1, DEV_D104, "{%104,%105,%106,%107},
 #undef DEV_OUT
 #endif
 
-// What this thread has written to shared memory may be read by products of warpgroups, once a barrier has followed.
-DEV_FN void fence_async() { asm volatile("fence.proxy.async;" ::: "memory"); }
+// What this thread has written to its block's shared memory may be read by products of warpgroups, once a barrier has followed;
+// or what it has written to any block's of its cluster. The latter waits for stores to global memory too (MEMBAR.ALL.GPU).
+DEV_FN void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+DEV_FN void fence_async_cluster() { asm volatile("fence.proxy.async;" ::: "memory"); }
 // Two 8x8 matrices of 16-bit values in the layout of an accumulator, transposed, to shared memory; lane i names column i % 8 of
 // matrix i / 8, aligned to 16 bytes, where the other lanes' words go too.
 DEV_FN void stmatrix_x2_trans(void* column, uint32_t first, uint32_t second) {

@@ -19,6 +19,12 @@ template <typename T> DEV_FN T warp_max(T value) {
   return value;
 }
 
+// The same of floats by one reduction of integers that are ordered as they are; a positive NaN wins.
+DEV_FN float warp_highest(float value) {
+  const int bits = __float_as_int(value), most = __reduce_max_sync(~0u, bits ^ (bits >> 31 & 0x7fffffff));
+  return __int_as_float(most ^ (most >> 31 & 0x7fffffff));
+}
+
 // The sum over a block of up to 1024 threads, a multiple of 32; valid in all of them.
 template <typename T> DEV_FN T block_sum(T value) {
   SHARED(T, partial, [32]);

@@ -54,7 +54,7 @@ template <typename T> struct Pack {
 };
 
 // The threads that share a row: a warp, so that a block has several rows; a block; or a cluster of blocks, each of which
-// has a part of the row, and which has sums of its own (gradient.cu). rank() and size() are within the block. What a thread
+// has a part of the row, and which has sums of its own (gradient_cluster.cu). rank() and size() are within the block. What a thread
 // has read before it asks for a sum, the others may overwrite once they know that sum.
 struct WarpTeam {
   DEV_FN uint32_t rank() { return threadIdx.x % 32; }
@@ -229,4 +229,17 @@ DEV_FN bool check_row(const Softmax& softmax, const Normaliser& found, uint64_t 
   if (token < softmax.vocab && found.total > 0) return true;
   if (first) note_fault(status, row, token >= softmax.vocab ? kBadToken : found.total == 0 ? kNoLogit : kBadLogits);
   return false;
+}
+
+// Every logit of a row becomes value.
+template <typename Team, typename T> DEV_FN void fill_row(T* row, uint32_t vocab, float value) {
+  constexpr uint32_t N = Pack<T>::kCount;
+  const Layout at = layout<Team>(row, vocab);
+  float x[N];
+#pragma unroll
+  for (uint32_t i = 0; i < N; i++) x[i] = value;
+  const uint4 raw = Pack<T>::join(x);
+  for (uint32_t pack = at.begin + Team::rank(); pack < at.end; pack += Team::size())
+    reinterpret_cast<uint4*>(row + at.head)[pack] = raw;
+  for_ends<Team>(at, vocab, N, [&](uint32_t token) { row[token] = T(value); });
 }

@@ -1,4 +1,4 @@
-//! Gradients on a GPU (`kernels/gradient.cu`).
+//! Gradients on a GPU (`kernels/gradient.cu`, `kernels/gradient_cluster.cu`).
 
 use super::{Coefficient, GradientKernel, Scores, Sequences};
 use crate::backend::gpu::{Argument, Gpu, GpuView, GpuViewMut, Grid, Kernel, Launcher, Limits, arguments};
@@ -82,7 +82,7 @@ impl Cluster {
         if !limits.has_clusters() {
             return None;
         }
-        let (most, stages) = if logit_bytes == 4 { (19, 1) } else { (10, 2) }; // `Share` of `gradient.cu`
+        let (most, stages) = if logit_bytes == 4 { (19, 1) } else { (10, 2) }; // `Share` of `gradient_cluster.cu`
         let shapes = [(2, 32), (2, 64), (2, 128), (2, 256), (3, 256), (4, 256), (8, 256), (8, 512)];
         let clusters = shapes.map(|(blocks, threads)| {
             let packs = (vocab * logit_bytes / PACK).div_ceil(blocks * threads);
@@ -281,7 +281,7 @@ fn sequence_kernels(team: Team) -> [Kernel; 3] {
 mod tests {
     use super::*;
 
-    const H100: Limits = Limits { shared_bytes: 227 << 10, multiprocessors: 132, capability: 90 };
+    const H100: Limits = Limits::new(227 << 10, 132, 90);
 
     /// (blocks of a row, threads of a block, packs of a thread).
     fn cluster(vocab: usize, logit_bytes: usize, limits: Limits) -> Option<(usize, usize, usize)> {
@@ -310,7 +310,7 @@ mod tests {
 
     #[test]
     fn without_clusters_a_block_keeps_what_it_can() {
-        let a100 = Limits { shared_bytes: 163 << 10, multiprocessors: 108, capability: 80 };
+        let a100 = Limits::new(163 << 10, 108, 80);
         assert_eq!(Plan::new(128_256, 2, a100), Plan::Team(Team::Block, 82_432 / PACK));
         assert_eq!(Plan::new(1024, 4, a100), Plan::Team(Team::Warp, 256));
         assert_eq!(Plan::new(100_000, 4, Limits { shared_bytes: 0, ..H100 }), Plan::Team(Team::Block, 0));

@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGE = ["-p", "ebm-dpg-emulator", "--tests"]
 SYNCHRONISATION = re.compile(
     r"\b(__syncthreads\w*|__syncwarp|cp_async_wait<.*?>|named_barrier_\w+|cluster_(sync|arrive|wait)|mbar_wait\w*|"
-    r"fence_async|wgmma_wait<.*?>)\(")
+    r"fence_async\w*|wgmma_wait<.*?>)\(")
 EXEMPT = re.compile(r"// mutation: (.+)")
 SECONDS = 120  # a test that runs longer hangs, and so has failed
 

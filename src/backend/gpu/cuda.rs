@@ -149,6 +149,9 @@ impl CudaLauncher {
         // What the driver has compiled from PTX of another capability lacks what that one lacks.
         let compiled_for = functions[0].ptx_version().map_err(failed(&name))?;
         limits.capability = limits.capability.min(compiled_for as u32);
+        // A kernel whose code only says that there is none needs next to no registers; one that multiplies more than a hundred.
+        let registers = functions[Kernel::LstmWarpgroupBackward1 as usize].num_regs().map_err(failed(&name))?;
+        limits.warpgroups = registers > 32;
         let (cublas, recorder, freed) = (Mutex::new(None), Mutex::new(None), Mutex::new(0));
         let loaded = Loaded { stream, functions, limits, shares_page_tables, cublas, recorder, freed };
         Ok(CudaLauncher { loaded: Arc::new(loaded) })

@@ -131,22 +131,20 @@ pub struct Limits {
     pub multiprocessors: usize,
     /// Compute capability, major · 10 + minor: the device's, or what the kernels were compiled for where that is less.
     pub capability: u32,
+    /// Whether four warps multiply together (`wgmma`): compute capability 9.0 alone, and only by machine code for it, which the
+    /// driver makes of no PTX.
+    pub warpgroups: bool,
 }
 
 impl Limits {
-    /// The limits of a device.
-    pub fn new(shared_bytes: usize, multiprocessors: usize, capability: u32) -> Self {
-        Limits { shared_bytes, multiprocessors, capability }
+    /// The limits of a device with machine code of its own.
+    pub const fn new(shared_bytes: usize, multiprocessors: usize, capability: u32) -> Self {
+        Limits { shared_bytes, multiprocessors, capability, warpgroups: capability == 90 }
     }
 
     /// Whether blocks come in clusters that see each other's shared memory: compute capability 9.0 and later.
     pub fn has_clusters(self) -> bool {
         self.capability >= 90
-    }
-
-    /// Whether four warps multiply together (`wgmma`): compute capability 9.0 alone.
-    pub fn has_warpgroups(self) -> bool {
-        self.capability == 90
     }
 }
 
@@ -441,15 +439,15 @@ kernels! {
     GradientBlockF16 = "gradient_block_f16",
     /// `gradient.cu`: gradients, a block per row, bf16.
     GradientBlockBf16 = "gradient_block_bf16",
-    /// `gradient.cu`: gradients, a cluster of blocks per row, f32; from compute capability 9.0 on, as the next four.
+    /// `gradient_cluster.cu`: gradients, a cluster of blocks per row, f32; from compute capability 9.0 on, as the next four.
     GradientClusterF32 = "gradient_cluster_f32",
-    /// `gradient.cu`: gradients, a cluster of blocks per row, f16.
+    /// `gradient_cluster.cu`: gradients, a cluster of blocks per row, f16.
     GradientClusterF16 = "gradient_cluster_f16",
-    /// `gradient.cu`: gradients, a cluster of blocks per row, bf16.
+    /// `gradient_cluster.cu`: gradients, a cluster of blocks per row, bf16.
     GradientClusterBf16 = "gradient_cluster_bf16",
-    /// `gradient.cu`: gradients in f16 of f32 logits, a cluster of blocks per row.
+    /// `gradient_cluster.cu`: gradients in f16 of f32 logits, a cluster of blocks per row.
     GradientClusterF32F16 = "gradient_cluster_f32_f16",
-    /// `gradient.cu`: gradients in bf16 of f32 logits, a cluster of blocks per row.
+    /// `gradient_cluster.cu`: gradients in bf16 of f32 logits, a cluster of blocks per row.
     GradientClusterF32Bf16 = "gradient_cluster_f32_bf16",
     /// `gradient.cu`: gradients of whole sequences, a warp per row, f32.
     GradientSequencesWarpF32 = "gradient_sequences_warp_f32",

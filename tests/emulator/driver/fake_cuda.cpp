@@ -165,8 +165,9 @@ int cuModuleGetFunction(const void** function, void*, const char* name) {
   return (*function = kernel(name)) ? kOk : kNotFound;
 }
 int cuFuncGetAttribute(int* value, int attribute, const void*) {
-  constexpr int kSharedBytes = 1, kPtxVersion = 5;
+  constexpr int kSharedBytes = 1, kRegisters = 4, kPtxVersion = 5;
   if (attribute == kSharedBytes) return *value = 1024, kOk;
+  if (attribute == kRegisters) return *value = int(setting("FAKE_REGISTERS", 128)), kOk;
   return attribute == kPtxVersion ? (*value = int(setting("FAKE_PTX", 90)), kOk) : kInvalid;
 }
 int cuFuncSetAttribute(const void*, int, int value) { return value <= (227 << 10) - 1024 ? kOk : kInvalid; }

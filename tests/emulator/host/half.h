@@ -47,6 +47,18 @@ inline float f16_to_float(uint16_t bits) {
 EMU_HALF(__half, float_to_f16, f16_to_float)
 EMU_HALF(__nv_bfloat16, float_to_bf16, bf16_to_float)
 #undef EMU_HALF
+// The larger of each two; a NaN gives way, and +0 is above -0.
+namespace emu {
+template <class T> T larger(T a, T b) {
+  const float x = a, y = b;
+  if (x != x || y != y) return x == x ? a : y == y ? b : T(NAN);
+  return x > y || (x == y && !std::signbit(x)) ? a : b;
+}
+}  // namespace emu
+static inline __half2 __hmax2(__half2 a, __half2 b) { return {emu::larger(a.x, b.x), emu::larger(a.y, b.y)}; }
+static inline __nv_bfloat162 __hmax2(__nv_bfloat162 a, __nv_bfloat162 b) {
+  return {emu::larger(a.x, b.x), emu::larger(a.y, b.y)};
+}
 using half = __half;
 using half2 = __half2;
 

@@ -120,7 +120,10 @@ template <class T> void store_operand(T* to, T value) {
   emu::note_unfenced(to);
 }
 inline void fence_async(emu::Site at = emu::Site::current()) {
-  if (!emu::is_dropped(at)) emu::fence_async();
+  if (!emu::is_dropped(at)) emu::fence_async(false);
+}
+inline void fence_async_cluster(emu::Site at = emu::Site::current()) {
+  if (!emu::is_dropped(at)) emu::fence_async(true);
 }
 
 template <int N> void wgmma_f16(float (&d)[N], const uint4& a, uint64_t b, emu::Site at = emu::Site::current()) {

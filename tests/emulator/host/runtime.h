@@ -84,7 +84,7 @@ void wgmma_wait(unsigned keep, Site at);
 void wgmma_fence(Site at);
 uint64_t wgmma_operand(const void* first, uint32_t depth_stride, uint32_t column_stride, Site at);
 void note_unfenced(const void* to);
-void fence_async();
+void fence_async(bool of_cluster);
 bool is_dropped(Site);
 void expect_whole_warp(const Lanes& lanes);
 void store_async(void* to, const std::array<unsigned char, 16>& value, uint64_t* bar, Site at);

@@ -10,9 +10,13 @@ void note_unfenced(const void* to) {
   RuntimeScope scope;
   launch->unfenced[reinterpret_cast<const void*>(uintptr_t(to) & ~uintptr_t(15))] = self();
 }
-void fence_async() {
+void fence_async(bool of_cluster) {
   RuntimeScope scope;
-  std::erase_if(launch->unfenced, [](const auto& entry) { return entry.second == self(); });
+  const Block* block = self()->home;
+  const char *from = block->dynamic.start, *to = from + block->dynamic.bytes;
+  std::erase_if(launch->unfenced, [&](const auto& entry) {
+    return entry.second == self() && (of_cluster || (entry.first >= from && entry.first < to));
+  });
   maybe_yield();
 }
 

@@ -104,6 +104,17 @@ CONFORMANCE_KERNEL(conform_from_half) {
   out[i * 2 + 1] = __float_as_uint(__bfloat162float(__ushort_as_bfloat16(uint16_t(in[i]))));
 }
 
+// in: two values of 16 bits for each of 256 threads. out: the larger of each and those of another thread, as half and as bfloat16.
+CONFORMANCE_KERNEL(conform_larger_halves) {
+  const int i = threadIdx.x;
+  const uint32_t a = in[i], b = in[(i * 7 + 3) % 256];
+  const __half2 half = __hmax2(*reinterpret_cast<const __half2*>(&a), *reinterpret_cast<const __half2*>(&b));
+  const __nv_bfloat162 brain =
+      __hmax2(*reinterpret_cast<const __nv_bfloat162*>(&a), *reinterpret_cast<const __nv_bfloat162*>(&b));
+  out[i * 2] = *reinterpret_cast<const uint32_t*>(&half);
+  out[i * 2 + 1] = *reinterpret_cast<const uint32_t*>(&brain);
+}
+
 // ---- Warps and blocks
 CONFORMANCE_KERNEL(conform_shuffles) {
   const uint32_t v = in[threadIdx.x];
@@ -133,6 +144,9 @@ CONFORMANCE_KERNEL(conform_votes) {
   rows.put(uint32_t(__syncthreads_count(v & 4)));
   rows.put(uint32_t(__syncthreads_and(v < 101) != 0) * 2 + uint32_t(__syncthreads_or(v == 101) != 0));
 }
+
+// in: bits of a float per thread. out: the largest of its warp.
+CONFORMANCE_KERNEL(conform_highest_of_warps) { out[threadIdx.x] = __float_as_uint(warp_highest(__uint_as_float(in[threadIdx.x]))); }
 
 // Lanes hand a value round through shared memory.
 CONFORMANCE_KERNEL(conform_syncwarp) {
@@ -439,8 +453,10 @@ EXPORT_KERNEL(conform_bits)
 EXPORT_KERNEL(conform_arithmetic)
 EXPORT_KERNEL(conform_to_half)
 EXPORT_KERNEL(conform_from_half)
+EXPORT_KERNEL(conform_larger_halves)
 EXPORT_KERNEL(conform_shuffles)
 EXPORT_KERNEL(conform_votes)
+EXPORT_KERNEL(conform_highest_of_warps)
 EXPORT_KERNEL(conform_syncwarp)
 EXPORT_KERNEL(conform_named_barriers)
 EXPORT_KERNEL(conform_block_sum)

@@ -137,6 +137,21 @@ DEV_FN void multiply_stored(float* out, bool fenced, bool waited) {
 FAULTY_KERNEL(faulty_operand_without_fence) { multiply_stored(out, false, true); }
 FAULTY_KERNEL(faulty_product_without_wait) { multiply_stored(out, true, false); }
 
+// What the other block of a pair reads is not fenced by what fences this block's own.
+FAULTY_KERNEL(faulty_operand_of_another_block) {
+  SHARED_DYN(uint4, tile);
+  dev::store_operand(dev::cluster_map(tile + threadIdx.x % 8, dev::cluster_rank() ^ 1), uint4{});
+  dev::fence_async();
+  dev::cluster_sync();
+  const uint4 a = {};
+  float d[8] = {};
+  dev::wgmma_fence();
+  dev::wgmma_f16(d, a, dev::wgmma_operand(tile, 128, 128));  // FAULT operand
+  dev::wgmma_commit();
+  dev::wgmma_wait<0>();
+  out[threadIdx.x] = d[0];
+}
+
 FAULTY_KERNEL(faulty_product_without_fence) {
   SHARED_DYN(uint16_t, tile);
   const uint4 a = {};
@@ -162,5 +177,6 @@ EXPORT_KERNEL(faulty_bulk_copy_without_wait)
 EXPORT_KERNEL(faulty_mbarrier)
 EXPORT_KERNEL(faulty_rank)
 EXPORT_KERNEL(faulty_operand_without_fence)
+EXPORT_KERNEL(faulty_operand_of_another_block)
 EXPORT_KERNEL(faulty_product_without_wait)
 EXPORT_KERNEL(faulty_product_without_fence)

@@ -83,7 +83,7 @@ impl<T: Logit> Case<T> {
         let log_probs = upload(gpu, &vec![7.0_f32; self.weights.len()]);
         let out = out.map(|out| upload(gpu, out));
         let (status, mask) = (upload(gpu, &[u64::MAX]), self.mask.as_ref().map(|mask| upload(gpu, mask)));
-        let packs = (self.vocab * size_of::<T>() / 16).div_ceil(64 * size);
+        let packs = (self.vocab * size_of::<T>() / 16).div_ceil(64 * size).max(1);
         let stages = 4 / size_of::<T>();
         let arguments = [
             Argument::from(&logits),
@@ -186,10 +186,15 @@ mod cases {
             (0..vocab).map(|t| if t < vocab / 4 { 0.0 } else { f32::NEG_INFINITY }).collect(),
             (0..vocab).map(|t| if t == vocab - 1 { -1e4 } else { f32::NEG_INFINITY }).collect(),
             spread.iter().map(|x| 4.0 * x - 1e4).collect(),
+            // Where products with the scale are no longer exact, or infinite.
+            (0..vocab).map(|t| if t % 3 == 0 { largest } else { 0.5 * largest }).collect(),
+            (0..vocab).map(|t| -largest * (1 + t) as f32 / vocab as f32).collect(),
+            (0..vocab).map(|t| T::pick([1e7, 2048.0, 256.0]) + (t % 5 * T::pick([1, 2, 2])) as f32).collect(),
         ];
-        for token in [0, vocab / 2, vocab - 1] {
-            let mut case = Case::<T>::new(vocab, vocab + 1, &[1.5; 8]);
+        for (token, scale) in [(0, 1.0), (vocab / 2, 1.0), (vocab - 1, 1.0), ((vocab - 1) / 3 * 3, 8.0)] {
+            let mut case = Case::<T>::new(vocab, vocab + 1, &[1.5; 11]);
             case.tokens.fill(token as u32);
+            case.scale = scale;
             for (row, values) in rows.iter().enumerate() {
                 case.row_mut(row).iter_mut().zip(values).for_each(|(to, &x)| *to = T::from_f32(x));
             }
@@ -201,9 +206,9 @@ mod cases {
         if !has_clusters(gpu) {
             return;
         }
-        hard_rows_of::<L, f32>(gpu, 1027, 1e30);
+        hard_rows_of::<L, f32>(gpu, 1027, 4e37);
         hard_rows_of::<L, f16>(gpu, 333, 6e4);
-        hard_rows_of::<L, bf16>(gpu, 333, 1e30);
+        hard_rows_of::<L, bf16>(gpu, 333, 4e37);
     }
 
     fn options_of<L: Launcher, T: Logit>(gpu: &Gpu<L>) {

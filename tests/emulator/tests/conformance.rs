@@ -40,6 +40,8 @@ on_every_backend!(
     arithmetic,
     to_half,
     from_half,
+    larger_halves,
+    highest_of_warps,
     shuffles,
     votes,
     syncwarp,
@@ -219,6 +221,46 @@ mod cases {
                 "{bits:04x}"
             );
             assert!(if brain.is_nan() { from_brain.is_nan() } else { answer[1] == bits << 16 }, "{bits:04x}");
+        }
+    }
+
+    pub fn larger_halves(run: Run) {
+        // Both zeros, both infinities, NaNs and the smallest; and what lies between.
+        let odd = [0, 0x8000, 0x7C00, 0xFC00, 0x7F80, 0xFF80, 0x7FFF, 1, 0x8001, 0x7E00];
+        let value =
+            |i: u32| if i % 3 == 0 { odd[(i / 3) as usize % odd.len()] } else { i.wrapping_mul(40_503) & 0xFFFF };
+        let v: Vec<u32> = (0..256).map(|i| value(2 * i) | value(2 * i + 1) << 16).collect();
+        // A NaN gives way, two are 0x7FFF, and +0 is above −0.
+        let larger = |a: u32, b: u32, number: &dyn Fn(u16) -> f32| match [a, b].map(|bits| number(bits as u16)) {
+            [x, y] if x.is_nan() && y.is_nan() => 0x7FFF,
+            [x, y] if y.is_nan() || x > y || (x == y && x.is_sign_positive()) => a,
+            _ => b,
+        };
+        let got = run("conform_larger_halves", Grid::new(1, 256), &v, 512);
+        for i in 0..256 {
+            let (a, b) = (v[i], v[(i * 7 + 3) % 256]);
+            let both = |number: &dyn Fn(u16) -> f32| {
+                larger(a & 0xFFFF, b & 0xFFFF, number) | larger(a >> 16, b >> 16, number) << 16
+            };
+            assert_eq!(got[2 * i], both(&|bits| f16::from_bits(bits).to_f32()), "{a:08x} {b:08x}");
+            assert_eq!(got[2 * i + 1], both(&|bits| bf16::from_bits(bits).to_f32()), "{a:08x} {b:08x}");
+        }
+    }
+
+    pub fn highest_of_warps(run: Run) {
+        let odd = [f32::NEG_INFINITY, -0.0, 0.0, f32::INFINITY, -1e-40, f32::MIN, f32::MAX, -3.5];
+        let mut v: Vec<f32> = (0..32 * 12).map(|i| -1000.0 + ((i * 7919) % 997) as f32).collect();
+        for (warp, lanes) in v.chunks_mut(32).enumerate().take(8) {
+            lanes.fill(f32::NEG_INFINITY);
+            lanes[warp * 5 % 32] = odd[warp];
+        }
+        // A NaN comes through.
+        v[32 * 9 + 11] = f32::NAN;
+        let bits: Vec<u32> = v.iter().map(|x| x.to_bits()).collect();
+        let got = run("conform_highest_of_warps", Grid::new(1, 384), &bits, 384);
+        for (warp, (lanes, got)) in v.chunks(32).zip(got.chunks(32)).enumerate() {
+            let want = lanes.iter().copied().max_by(f32::total_cmp).expect("32 lanes");
+            assert!(got.iter().all(|&bits| bits == want.to_bits()), "{warp}: {want}");
         }
     }
 

@@ -114,15 +114,18 @@ fn what_needs_the_host_is_not_recorded() {
 
 #[test]
 fn a_gpu_opens() {
-    let limits = "Limits { shared_bytes: 232448, multiprocessors: 132, capability: 90 }";
+    let limits = "Limits { shared_bytes: 232448, multiprocessors: 132, capability: 90, warpgroups: true }";
     assert_eq!(child("open 0", &[]), format!("Gpu(CudaLauncher(cuda:0)) {limits}"));
 }
 
 /// A device newer than all machine code of the build runs what the driver makes of older PTX, without clusters.
 #[test]
 fn kernels_compiled_for_less_than_the_device() {
-    let limits = "Limits { shared_bytes: 232448, multiprocessors: 132, capability: 80 }";
-    assert!(child("open 0", &[("FAKE_PTX", "80")]).ends_with(limits));
+    let limits = "Limits { shared_bytes: 232448, multiprocessors: 132, capability: 80, warpgroups: false }";
+    assert!(child("open 0", &[("FAKE_PTX", "80"), ("FAKE_REGISTERS", "4")]).ends_with(limits));
+    // PTX of 9.0 has clusters, but no products by warpgroups.
+    let limits = "Limits { shared_bytes: 232448, multiprocessors: 132, capability: 90, warpgroups: false }";
+    assert!(child("open 0", &[("FAKE_PTX", "90"), ("FAKE_REGISTERS", "4")]).ends_with(limits));
 }
 
 #[test]

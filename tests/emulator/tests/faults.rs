@@ -137,6 +137,8 @@ fn products_of_warpgroups_out_of_order() {
     let grid = Grid::new(1, 128).shared(1024);
     let parts = ["wgmma.f16 reads what thread ", "has written without a fence for it", &line("product"), "[thread "];
     expect_error("faulty_operand_without_fence", grid, &parts);
+    let parts = ["wgmma.f16 reads what thread ", "has written without a fence for it", &line("operand"), "[thread "];
+    expect_error("faulty_operand_of_another_block", Grid::new(2, 128).clusters(2).shared(1024), &parts);
     expect_error(
         "faulty_product_without_fence",
         grid,

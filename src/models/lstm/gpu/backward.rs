@@ -126,7 +126,7 @@ fn launch_of(size: Size, tiles: usize, blocks: usize, limits: Limits) -> (Kernel
     let layers = if size.layers() > 1 { 2 } else { 1 };
     let warpgroups = (layers * size.units() / TILE).div_ceil(4).min(4);
     let by_warpgroups = |kernel| (kernel, Grid::new(blocks as u32, 128 * warpgroups as u32));
-    match (limits.has_warpgroups(), tiles) {
+    match (limits.warpgroups, tiles) {
         (true, 1) => by_warpgroups(Kernel::LstmWarpgroupBackward1),
         (true, 2) => by_warpgroups(Kernel::LstmWarpgroupBackward2),
         (true, _) => by_warpgroups(Kernel::LstmWarpgroupBackward4),
@@ -220,7 +220,7 @@ impl<L: Launcher> GpuLstm<L> {
     ) -> Result<()> {
         let (size, limits) = (self.size, self.limits());
         let training = self.training.as_ref().expect("made by backpropagate");
-        let bytes = |tiles: usize| shared_bytes(size, tiles, limits.has_warpgroups());
+        let bytes = |tiles: usize| shared_bytes(size, tiles, limits.warpgroups);
         if bytes(1) > limits.shared_bytes {
             let expected = format!("what fits into {} bytes of shared memory", limits.shared_bytes);
             let got = format!("{} bytes (hidden {})", bytes(1), size.units);
@@ -229,7 +229,7 @@ impl<L: Launcher> GpuLstm<L> {
         // By warpgroups more rows cost little more, as they read the same weights: where blocks of half as many would take turns.
         // By warps they cost twice as much: where there is a block for each multiprocessor all the same.
         let blocks = |tiles: usize| slots.div_ceil(tiles * TILE);
-        let worth = |tiles: usize| match limits.has_warpgroups() {
+        let worth = |tiles: usize| match limits.warpgroups {
             true => blocks(tiles / 2) > limits.multiprocessors,
             false => tiles == 2 && blocks(tiles) >= limits.multiprocessors,
         };

@@ -133,7 +133,7 @@ impl Plan {
     /// As many rows as fit and still keep half of the multiprocessors busy, as more rows read the same weights; where that
     /// is one tile, two for a cluster of two blocks.
     fn new(size: Size, pass: Pass, dropout: bool, rows: usize, limits: Limits) -> Result<Plan> {
-        let warpgroups = limits.has_warpgroups();
+        let warpgroups = limits.warpgroups;
         let state = |tiles: usize| state_bytes(size, pass, dropout, tiles, warpgroups);
         if state(1) > limits.shared_bytes {
             let expected = format!("what fits into {} bytes of shared memory", limits.shared_bytes);
@@ -247,8 +247,8 @@ mod tests {
         Plan::new(size, pass, false, rows, limits)
     }
 
-    const A100: Limits = Limits { shared_bytes: 163 << 10, multiprocessors: 108, capability: 80 };
-    const H200: Limits = Limits { shared_bytes: 227 << 10, multiprocessors: 132, capability: 90 };
+    const A100: Limits = Limits::new(163 << 10, 108, 80);
+    const H200: Limits = Limits::new(227 << 10, 132, 90);
 
     const SPLIT: Pass = Pass::Read(Precision::Split);
 

@@ -131,7 +131,7 @@ impl<L: Launcher> GpuLstm<L> {
     /// Makes the packed weights anew from the parameters.
     fn pack(&mut self) -> Result<()> {
         let Size { layers, units, vocab, outputs } = self.size;
-        let for_warpgroups = u32::from(self.limits().has_warpgroups());
+        let for_warpgroups = u32::from(self.limits().warpgroups);
         // SAFETY: parameters and packed weights have the lengths that the size gives.
         unsafe {
             // lstm_pack(const float* parameters, uint4* packed, uint32_t layers, uint32_t units, uint32_t vocab,

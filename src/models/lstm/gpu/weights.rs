@@ -28,7 +28,7 @@ impl Way {
     fn new(size: Size, limits: Limits) -> Way {
         let covered = |rows: usize| size.units().div_ceil(rows) * rows;
         let rows = [208, 128, 64].into_iter().min_by_key(|&rows| covered(rows)).expect("three");
-        if limits.has_warpgroups() { Way::Warpgroups(rows) } else { Way::Warps }
+        if limits.warpgroups { Way::Warpgroups(rows) } else { Way::Warps }
     }
 
     /// Rows of a block's outputs in a job with so many.
