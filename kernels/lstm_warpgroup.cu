@@ -56,7 +56,8 @@ struct WarpgroupForward : LstmPass<WarpgroupForward<TILES, BLOCKS, SPLIT, KEEP, 
     if (BLOCKS == 2) {
       dev::fence_async_cluster();
       dev::cluster_sync();
-      dev::fence_async_cluster();  // mutation: for what the other block has written, which the emulator takes for seen
+      // For what the other block has written; among blocks it is the reader's fence that counts.
+      dev::fence_async_cluster();  // mutation: the emulator takes what another block has fenced for seen
     } else {
       dev::fence_async();
       __syncthreads();
