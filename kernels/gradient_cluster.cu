@@ -111,6 +111,7 @@ template <typename T> struct Share {
   using Kept = float[kPacks][N];
   float single;
   uint32_t single_at;  // kNoToken: there is none
+  uint32_t mine;       // packs that the row at hand has for this thread: `per`, or fewer at its end
 
   // `memory` holds kStages * per packs a thread, `barriers` kStages for each warp.
   __device__ __forceinline__ Share(const Softmax& softmax, uint32_t per, uint4* memory, uint64_t* barriers)
@@ -160,10 +161,10 @@ template <typename T> struct Share {
     const Layout at = layout_of(row);
     single_at = single_token(at);
     dev::mbar_wait(landed + turn % kStages, turn / kStages % 2);
-    if (!softmax.mask && piece + 32 * per <= at.packs) return;
-    // -inf in place of what is forbidden, and of what lies behind the row.
+    mine = at.packs > pack(0) ? min(per, (at.packs - pack(0) + 31) / 32) : 0;
+    if (!softmax.mask) return;
     change(turn, [&](uint32_t j, float (&x)[N]) {
-      const uint32_t bits = pack(j) < at.packs ? allowed_bits<N>(softmax, at.head + pack(j) * N) : 0;
+      const uint32_t bits = allowed_bits<N>(softmax, at.head + pack(j) * N);
 #pragma unroll
       for (uint32_t i = 0; i < N; i++) x[i] = bits >> i & 1 ? x[i] : -INFINITY;
     });
@@ -172,7 +173,7 @@ template <typename T> struct Share {
   template <typename Change> __device__ __forceinline__ void change(uint32_t turn, Change change) const {
     uint4* packs = slots(turn) + threadIdx.x % 32;
 #pragma unroll 2
-    for (uint32_t j = 0; j < per; j++) {
+    for (uint32_t j = 0; j < mine; j++) {
       float x[N];
       Pack<T>::split(packs[32 * j], x);
       change(j, x);
@@ -183,23 +184,25 @@ template <typename T> struct Share {
 
   // Packs that are read together; the last one again, to no end, where there are fewer.
   static constexpr uint32_t kAbreast = sizeof(T) == 4 ? 1 : 2;
-  static __device__ __forceinline__ uint32_t abreast(uint32_t first, uint32_t i, uint32_t per) {
-    return i == 0 ? first : min(first + i, per - 1);
+  __device__ __forceinline__ uint32_t abreast(uint32_t first, uint32_t i) const {
+    return i == 0 ? first : min(first + i, mine - 1);
   }
   // The largest logit of the warp's piece; a NaN may be left out.
   __device__ __forceinline__ float highest(uint32_t turn) const {
     const uint4* packs = slots(turn) + threadIdx.x % 32;
-    uint4 words = packs[0];
+    float x[N], high = single;
 #pragma unroll
-    for (uint32_t first = 1; first < kPacks; first += kAbreast) {
-      if (first >= per) break;
+    for (uint32_t i = 0; i < N; i++) x[i] = -INFINITY;
+    uint4 words = Pack<T>::join(x);
+#pragma unroll
+    for (uint32_t first = 0; first < kPacks; first += kAbreast) {
+      if (first >= mine) break;
       uint4 more[kAbreast];
 #pragma unroll
-      for (uint32_t i = 0; i < kAbreast; i++) more[i] = packs[32 * abreast(first, i, per)];
+      for (uint32_t i = 0; i < kAbreast; i++) more[i] = packs[32 * abreast(first, i)];
 #pragma unroll
       for (uint32_t i = 0; i < kAbreast; i++) words = larger<T>(words, more[i]);
     }
-    float x[N], high = single;
     Pack<T>::split(words, x);
 #pragma unroll
     for (uint32_t i = 0; i < N; i++) high = fmaxf(high, x[i]);
@@ -221,10 +224,10 @@ template <typename T> struct Share {
     float sums[2] = {single, 0.0f};
 #pragma unroll
     for (uint32_t first = 0; first < kPacks; first += kAbreast) {
-      if (first >= per) break;
+      if (first >= mine) break;
       uint4 raw[kAbreast];
 #pragma unroll
-      for (uint32_t i = 0; i < kAbreast; i++) raw[i] = packs[32 * abreast(first, i, per)];
+      for (uint32_t i = 0; i < kAbreast; i++) raw[i] = packs[32 * abreast(first, i)];
 #pragma unroll
       for (uint32_t i = 0; i < kAbreast && first + i < kPacks; i++) {
         float(&x)[N] = e[first + i], part[N];
@@ -232,7 +235,7 @@ template <typename T> struct Share {
 #pragma unroll
         for (uint32_t k = 0; k < N; k++) part[k] = x[k] = dev::exp2_approx(fmaf(x[k], c, -shift));
         add_in_pairs(part);
-        sums[(first + i) % 2] += i == 0 || first + i < per ? part[0] : 0.0f;
+        sums[(first + i) % 2] += i == 0 || first + i < mine ? part[0] : 0.0f;
       }
     }
     add_in_pairs(sums);
@@ -253,7 +256,6 @@ template <typename T> struct Share {
     const Layout at = layout_of(row);
     using Packed = decltype(packed(e[0], U()));
     Packed* packs = reinterpret_cast<Packed*>(to + at.head) + pack(0);
-    const uint32_t left = at.packs > pack(0) ? (at.packs - pack(0) + 31) / 32 : 0, mine = min(per, left);
 #pragma unroll
     for (uint32_t j = 0; j < kPacks; j++) {
       if (j >= mine) break;
@@ -267,7 +269,7 @@ template <typename T> struct Share {
 
 // logits[rows, vocab], `stride` values from row to row, become gradients there or in memory of their own with the same
 // stride and, but for the size of a value, the same alignment; log_probs[rows]. As gradients_of, by clusters of blocks, each
-// thread with `per` packs of a row at most: from 1 to Share::kPacks.
+// thread with `per` packs of a row at most: Share::kPacks or fewer.
 // Dynamic shared memory: `per` packs a thread for each of Share::kStages rows, and 32 bytes for each warp of the cluster.
 template <typename T, typename U>
 DEV_FN void cluster_gradients(const T* logits, U* gradients, const uint32_t* tokens, const float* weights, uint64_t rows,

@@ -3,7 +3,7 @@
 //! Every case takes whatever runs kernels by name: the emulator on every schedule here, a GPU's launcher where there is one.
 
 use ebm_dpg::backend::Memory;
-use ebm_dpg::backend::gpu::{Argument, Gpu, Grid};
+use ebm_dpg::backend::gpu::{Argument, Gpu, Grid, Limits};
 use ebm_dpg_emulator::{Emulator, RunByName, Schedule};
 use half::{bf16, f16};
 
@@ -75,17 +75,17 @@ fn every_case_by_way_of_the_driver() {
 /// Runs a kernel on `input` and returns its `len` words.
 type Run<'a> = &'a dyn Fn(&str, Grid, &[u32], usize) -> Vec<u32>;
 
-/// Whether a device of this compute capability has what the kernel is of.
-fn has(capability: u32, name: &str) -> bool {
+/// Whether a device has what the kernel is of.
+fn has(limits: Limits, name: &str) -> bool {
     match name {
-        "conform_cluster" | "conform_store_to_block" | "conform_bulk_copy" => capability >= 90,
-        _ if name.starts_with("conform_wgmma") || name == "conform_stmatrix" => capability == 90,
+        "conform_cluster" | "conform_store_to_block" | "conform_bulk_copy" => limits.has_clusters(),
+        _ if name.starts_with("conform_wgmma") || name == "conform_stmatrix" => limits.warpgroups,
         _ => true,
     }
 }
 
 fn run<L: RunByName>(gpu: &Gpu<L>, name: &str, grid: Grid, input: &[u32], len: usize) -> Vec<u32> {
-    if !has(gpu.launcher().limits().capability, name) {
+    if !has(gpu.launcher().limits(), name) {
         return Vec::new();
     }
     let mut from = gpu.zeros::<u32>(input.len(), "input").unwrap();
@@ -227,8 +227,9 @@ mod cases {
     pub fn larger_halves(run: Run) {
         // Both zeros, both infinities, NaNs and the smallest; and what lies between.
         let odd = [0, 0x8000, 0x7C00, 0xFC00, 0x7F80, 0xFF80, 0x7FFF, 1, 0x8001, 0x7E00];
-        let value =
-            |i: u32| if i % 3 == 0 { odd[(i / 3) as usize % odd.len()] } else { i.wrapping_mul(40_503) & 0xFFFF };
+        let value = |i: u32| {
+            if i.is_multiple_of(3) { odd[(i / 3) as usize % odd.len()] } else { i.wrapping_mul(40_503) & 0xFFFF }
+        };
         let v: Vec<u32> = (0..256).map(|i| value(2 * i) | value(2 * i + 1) << 16).collect();
         // A NaN gives way, two are 0x7FFF, and +0 is above −0.
         let larger = |a: u32, b: u32, number: &dyn Fn(u16) -> f32| match [a, b].map(|bits| number(bits as u16)) {
