@@ -65,27 +65,34 @@ struct Exchange {
     dev::cluster_sync();
   }
 
-  // Of the turn-th row the maximum and the sum; the same bits in all threads.
-  __device__ __forceinline__ Normaliser of(uint32_t turn, const Found& found, float c) const {
-    const uint32_t lane = threadIdx.x % 32, warps = blockDim.x / 32, all = dev::cluster_size() * warps;
-    const uint32_t side = turn % 2, phase = turn / 2 % 2;
-    uint4* row = said + side * all;
+  __device__ __forceinline__ uint32_t warps() const { return dev::cluster_size() * (blockDim.x / 32); }
+  __device__ __forceinline__ uint4* said_of(uint32_t turn) const { return said + turn % 2 * warps(); }
+
+  // Tells what the warp has found in the turn-th row.
+  __device__ __forceinline__ void tell(uint32_t turn, const Found& found) const {
     __syncwarp();  // mutation: as in WarpTeam::sum: all lanes have read the row before
     const uint64_t sum = uint64_t(__double_as_longlong(warp_sum(double(found.sum))));
-    if (threadIdx.x == 0) dev::mbar_arrive_expect_tx(told + side, 16 * all);
+    uint64_t* bar = told + turn % 2;
+    if (threadIdx.x == 0) dev::mbar_arrive_expect_tx(bar, 16 * warps());
     const uint4 value = make_uint4(__float_as_uint(found.max), 0, uint32_t(sum), uint32_t(sum >> 32));
-    uint4* mine = row + dev::cluster_rank() * warps + threadIdx.x / 32;
-    if (lane < dev::cluster_size()) dev::store_to_block(mine, value, told + side, lane);
-    dev::mbar_wait(told + side, phase);
+    uint4* mine = said_of(turn) + (dev::cluster_rank() * blockDim.x + threadIdx.x) / 32;
+    const uint32_t block = threadIdx.x % 32;
+    if (block < dev::cluster_size()) dev::store_to_block(mine, value, bar, block);
+  }
+  // The turn-th row's maximum and sum; the same bits in all threads.
+  __device__ __forceinline__ Normaliser hear(uint32_t turn, float c) const {
+    dev::mbar_wait(told + turn % 2, turn / 2 % 2);
+    const uint4* row = said_of(turn) + threadIdx.x % 32;
+    const uint32_t all = warps(), lane = threadIdx.x % 32;
     float high = -INFINITY;
 #pragma unroll
     for (uint32_t i = 0; i < kTold; i++)
-      if (lane + 32 * i < all) high = fmaxf(high, __uint_as_float(row[lane + 32 * i].x));
+      if (lane + 32 * i < all) high = fmaxf(high, __uint_as_float(row[32 * i].x));
     high = warp_highest(high);
     double total = 0;
 #pragma unroll
     for (uint32_t i = 0; i < kTold; i++)
-      if (lane + 32 * i < all) total += sum_of(row[lane + 32 * i], high, c);
+      if (lane + 32 * i < all) total += sum_of(row[32 * i], high, c);
     return {high, warp_sum(total), 0.0};
   }
 
@@ -324,9 +331,9 @@ DEV_FN void cluster_gradients(const T* logits, U* gradients, const uint32_t* tok
     typename Share<T>::Kept e;
     const float max = share.highest(taken);
     const float chosen = share.find(row, token, taken);
-    const Found found = share.exponentiate(max, taken, c, e);
-    ask(at + kStages * step());
-    const Normaliser whole = exchange.of(taken++, found, c);
+    exchange.tell(taken, share.exponentiate(max, taken, c, e));
+    ask(at + kStages * step());  // while the others are still telling
+    const Normaliser whole = exchange.hear(taken++, c);
     load(at + step());
     if (!check_row(softmax, whole, at, token, first(), status)) {
       if (first()) log_probs[at] = NAN;
