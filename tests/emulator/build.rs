@@ -21,6 +21,7 @@ fn main() {
     fs::write(out.join("kernels.rs"), table(&files)).expect("OUT_DIR can be written");
     println!("cargo::rustc-check-cfg=cfg(sanitized)");
     // Clippy builds apart from all others, and reads no kernels.
+    println!("cargo::rerun-if-env-changed=CLIPPY_ARGS");
     if env::var_os("CLIPPY_ARGS").is_some() {
         fs::write(out.join("conformance.fatbin"), []).expect("OUT_DIR can be written");
         return;
