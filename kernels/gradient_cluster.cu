@@ -70,7 +70,7 @@ struct Exchange {
 
   // Tells what the warp has found in the turn-th row.
   __device__ __forceinline__ void tell(uint32_t turn, const Found& found) const {
-    __syncwarp();  // mutation: as in WarpTeam::sum: all lanes have read the row before
+    __syncwarp();  // mutation: as in WarpTeam::sum: all lanes have read the row, and its piece in shared memory, before
     const uint64_t sum = uint64_t(__double_as_longlong(warp_sum(double(found.sum))));
     uint64_t* bar = told + turn % 2;
     if (threadIdx.x == 0) dev::mbar_arrive_expect_tx(bar, 16 * warps());
@@ -152,9 +152,8 @@ template <typename T> struct Share {
     return token == kNoToken ? -INFINITY : logit(softmax, row, token);
   }
 
-  // Begins to copy the warp's piece of a row, once all lanes are done with what was there.
+  // Begins to copy the warp's piece of a row; all lanes are done with what was there, as they have told since.
   __device__ __forceinline__ void ask(const T* row, uint32_t turn) const {
-    __syncwarp();
     if (threadIdx.x % 32 != 0) return;
     const Layout at = layout_of(row);
     const uint32_t left = at.packs > piece ? at.packs - piece : 0, bytes = 16 * min(left, 32 * per);
