@@ -42,11 +42,12 @@ struct Found {
 // Where logits have 16 bits, all others are then so far below the largest that their exponentials are 0, which rounding
 // such a difference does not change.
 constexpr float kLarge = 1048576.0f;
-DEV_FN float shift_of(float max, float c) { return fabsf(max * c) < kLarge ? max * c : 0.0f; }
+DEV_FN bool is_exact(float max, float c) { return fabsf(max * c) < kLarge; }
+DEV_FN float shift_of(float max, float c) { return is_exact(max, c) ? max * c : 0.0f; }
 // A warp's sum times this is one of 2^((x - high) * c), where `high` is the row's largest logit. Not of a warp without any
 // logit, whose sum is 0 or NaN.
 DEV_FN float share_of(float max, float high, float c) {
-  const float off = fabsf(max * c) < kLarge ? fmaf(max, c, -shift_of(max, c)) : 0.0f;
+  const float off = is_exact(max, c) ? fmaf(max, c, -shift_of(max, c)) : 0.0f;
   return dev::exp2_approx((max - high) * c - off);
 }
 
@@ -114,7 +115,7 @@ template <typename T> struct Share {
   const uint32_t per, piece;  // the piece's first pack
   uint4* const pieces;        // [kStages][packs of the block], from this warp's on
   uint64_t* const landed;     // [kStages]
-  // Exponentials, pack by pack, of one row alone: kept from row to row they would take registers where there are no others.
+  // Exponentials, pack by pack, of one row.
   using Kept = float[kPacks][N];
   float single;
   uint32_t single_at;  // kNoToken: there is none
@@ -188,14 +189,15 @@ template <typename T> struct Share {
     dev::fence_async();  // mutation: before the copy that comes here next, which the emulator takes for ordered
   }
 
-  // Packs that are read together; the last one again, to no end, where there are fewer.
+  // Packs that are read together, from one that there is on; the last one again, to no end, where there are fewer.
   static constexpr uint32_t kAbreast = sizeof(T) == 4 ? 1 : 2;
-  __device__ __forceinline__ uint32_t abreast(uint32_t first, uint32_t i) const {
-    return i == 0 ? first : min(first + i, mine - 1);
+  __device__ __forceinline__ void read(uint32_t turn, uint32_t first, uint4 (&raw)[kAbreast]) const {
+    const uint4* packs = slots(turn) + threadIdx.x % 32;
+#pragma unroll
+    for (uint32_t i = 0; i < kAbreast; i++) raw[i] = packs[32 * (i == 0 ? first : min(first + i, mine - 1))];
   }
   // The largest logit of the warp's piece; a NaN may be left out.
   __device__ __forceinline__ float highest(uint32_t turn) const {
-    const uint4* packs = slots(turn) + threadIdx.x % 32;
     float x[N], high = single;
 #pragma unroll
     for (uint32_t i = 0; i < N; i++) x[i] = -INFINITY;
@@ -203,11 +205,10 @@ template <typename T> struct Share {
 #pragma unroll
     for (uint32_t first = 0; first < kPacks; first += kAbreast) {
       if (first >= mine) break;
-      uint4 more[kAbreast];
+      uint4 raw[kAbreast];
+      read(turn, first, raw);
 #pragma unroll
-      for (uint32_t i = 0; i < kAbreast; i++) more[i] = packs[32 * abreast(first, i)];
-#pragma unroll
-      for (uint32_t i = 0; i < kAbreast; i++) words = larger<T>(words, more[i]);
+      for (uint32_t i = 0; i < kAbreast; i++) words = larger<T>(words, raw[i]);
     }
     Pack<T>::split(words, x);
 #pragma unroll
@@ -218,22 +219,20 @@ template <typename T> struct Share {
   // The share's exponentials, given the largest logit of the piece.
   __device__ __forceinline__ Found exponentiate(float max, uint32_t turn, float c, Kept& e) {
     const float shift = shift_of(max, c);
-    if (max > -INFINITY && fabsf(max * c) >= kLarge) {
+    if (max > -INFINITY && !is_exact(max, c)) {
       change(turn, [&](uint32_t, float (&x)[N]) {
 #pragma unroll
         for (uint32_t i = 0; i < N; i++) x[i] -= max;
       });
       single -= max;
     }
-    const uint4* packs = slots(turn) + threadIdx.x % 32;
     single = dev::exp2_approx(fmaf(single, c, -shift));
     float sums[2] = {single, 0.0f};
 #pragma unroll
     for (uint32_t first = 0; first < kPacks; first += kAbreast) {
       if (first >= mine) break;
       uint4 raw[kAbreast];
-#pragma unroll
-      for (uint32_t i = 0; i < kAbreast; i++) raw[i] = packs[32 * abreast(first, i)];
+      read(turn, first, raw);
 #pragma unroll
       for (uint32_t i = 0; i < kAbreast && first + i < kPacks; i++) {
         float(&x)[N] = e[first + i], part[N];
